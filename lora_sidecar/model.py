@@ -1,0 +1,194 @@
+"""The values that pass between the parts: what is desired, what was observed, what is being done about it.
+
+The trap guarded against is "unknown" read as "nothing loaded": a failed listing is an `Unknown` and never an empty
+collection, so that code which forgets the difference does not type-check. All values are frozen; mappings in them
+are never changed after construction. Times are seconds of the event loop's clock unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+from msgspec import Struct
+
+
+class Origin(StrEnum):
+    """Why an adapter is desired."""
+
+    DECLARED = "declared"
+    LEARNED = "learned"
+    REQUESTED = "requested"
+
+
+class Adapter(Struct, frozen=True):
+    """One desired adapter.
+
+    `path` is what the server is given as `lora_path`: a folder that both containers see at the same place, or a hub
+    repository id. `base` is the root of the base model under which a learned adapter was seen, else None.
+    `is_3d_lora_weight` is vLLM's load field of that name (0.22 and later, mixture-of-experts layouts); a listing does
+    not show it, so only a declared adapter can have it.
+    """
+
+    name: str
+    path: str
+    origin: Origin
+    required: bool = False
+    priority: int = 0
+    is_3d_lora_weight: bool = False
+    base: str | None = None
+
+
+class Incarnation(Struct, frozen=True):
+    """One life of the server process.
+
+    `number` counts the lives known to this checkpoint and names a plan. `start_time` is the server's own
+    `process_start_time_seconds` (Unix seconds, compared for equality only), None where it publishes none.
+    """
+
+    number: int
+    start_time: float | None = None
+
+
+class Desired(Struct, frozen=True):
+    """What should be loaded, with the evidence that tells a restart from a deliberate unload; all of it is durable.
+
+    `listed` holds the names that were seen listed during `incarnation`: only such an adapter can have been unloaded
+    on purpose, any other that is missing was lost. `released` maps the names that are still loaded but no longer wanted
+    (removed from the config) to their paths: they are not adopted again until they have left the listing.
+    """
+
+    adapters: Mapping[str, Adapter]
+    incarnation: Incarnation
+    listed: frozenset[str] = frozenset()
+    released: Mapping[str, str] = {}
+
+
+class BaseModel(Struct, frozen=True):
+    """A base model's card in a listing; `root` is the path or id it was started from."""
+
+    id: str
+    root: str
+
+
+class Listed(Struct, frozen=True):
+    """An adapter's card in a listing; `path` is the server's `root`, which in vLLM is `lora_path` exactly as sent."""
+
+    name: str
+    path: str
+    parent: str
+
+
+class Observed(Struct, frozen=True):
+    """What one good listing said.
+
+    `at` is when the listing was asked for. `start_time` is the server's `process_start_time_seconds`, read before
+    this listing or carried over from a listing since which nothing changed; None where unknown. `runtime_loading`
+    is whether the server has the load route, None where that was not found out.
+    """
+
+    at: float
+    bases: tuple[BaseModel, ...]
+    adapters: tuple[Listed, ...]
+    start_time: float | None = None
+    runtime_loading: bool | None = None
+
+
+class Reason(StrEnum):
+    """Why an observation is unknown."""
+
+    REFUSED = "refused"
+    RESET = "reset"
+    UNREACHABLE = "unreachable"
+    TIMEOUT = "timeout"
+    ENGINE_DEAD = "engine_dead"
+    STARTING = "starting"
+    UNAUTHORIZED = "unauthorized"
+    SERVER_ERROR = "server_error"
+    WRONG_SERVER = "wrong_server"
+    BASE_MODEL_ABSENT = "base_model_absent"
+    MALFORMED = "malformed"
+    TOO_LARGE = "too_large"
+    TLS = "tls"
+    KEY_UNREADABLE = "key_unreadable"
+    LOCAL = "local"
+
+
+class Unknown(Struct, frozen=True):
+    """No trustworthy observation: nothing is loaded, unloaded or forgotten because of it.
+
+    `detail` is one bounded line for a person, and `hint` what to do about it, maybe empty.
+    """
+
+    at: float
+    reason: Reason
+    detail: str
+    hint: str = ""
+
+
+Observation = Observed | Unknown
+
+
+class FailureKind(StrEnum):
+    """Whose fault a failed load is, which decides what is tried next."""
+
+    FILES = "files"
+    """The adapter's files are absent or incomplete: they may still arrive, so it is tried again with backoff."""
+    ADAPTER = "adapter"
+    """The server refuses this adapter for what it is: parked, since only other files or flags can change that."""
+    SERVER_SETUP = "server_setup"
+    """The server as started can load nothing (route switched off, LoRA not enabled): no adapter is to blame."""
+    UNAUTHORIZED = "unauthorized"
+    """The key is missing or wrong: no adapter is to blame."""
+    ENGINE = "engine"
+    """The engine is dead, stopping or out of memory: the round ends and the next listing decides."""
+    AMBIGUOUS = "ambiguous"
+    """The request broke off after it may have been received: it may yet take effect, so the next listing decides."""
+    NOT_LISTED = "not_listed"
+    """The server said that it loaded the adapter, and then did not list it."""
+    UNCLASSIFIED = "unclassified"
+    """A refusal whose text is not known: tried again with backoff."""
+
+
+class Failure(Struct, frozen=True):
+    """A load that did not succeed. `message` is the server's own sentence, bounded; `status` its HTTP status."""
+
+    kind: FailureKind
+    message: str
+    status: int | None = None
+
+
+class Accepted(Struct, frozen=True):
+    """The server says that the adapter is loaded (`already`: it was before). Believed only once it is listed."""
+
+    already: bool = False
+
+
+class Wakefulness(StrEnum):
+    """Whether the engine may be given a load: a load into a sleeping vLLM engine on a GPU destroys it."""
+
+    AWAKE = "awake"
+    ALWAYS_AWAKE = "always_awake"
+    """Awake, and the server has no route that could put it to sleep."""
+    ASLEEP = "asleep"
+    UNCLEAR = "unclear"
+
+
+class Withheld(Struct, frozen=True):
+    """A load that was not sent, because the engine was not known to be awake."""
+
+    wakefulness: Wakefulness
+    detail: str
+
+
+Result = Accepted | Failure | Withheld
+
+
+class Outcome(Struct, frozen=True):
+    """How one load of a plan went; `at` is when it ended, `seconds` how long it took."""
+
+    adapter: Adapter
+    incarnation: int
+    result: Result
+    at: float
+    seconds: float
