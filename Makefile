@@ -1,0 +1,66 @@
+# make demo    what it does, in under half a minute
+# make test    lint, types, import contracts and the tests, with coverage
+# make test-vllm   the tests against a real vLLM on the CPU (installs it once, about 3.5 GB)
+
+PYTHON ?= python3
+VENV ?= .venv
+VLLM_ENV ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lora-sidecar/vllm-0.32.0
+WORKERS ?= 2
+PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
+
+export PYTHONDONTWRITEBYTECODE = 1
+
+.PHONY: demo test lint types contracts tests test-vllm vllm-env lock image clean
+
+demo: $(VENV)/.runtime
+	@$(VENV)/bin/python -m lora_sidecar demo
+
+test: lint types contracts tests
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: $(VENV)/.dev
+	$(VENV)/bin/mypy
+
+contracts: $(VENV)/.dev
+	$(VENV)/bin/lint-imports
+
+tests: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --ignore tests/e2e --cov --cov-report=term --durations=5
+
+test-vllm: $(VENV)/.dev vllm-env
+	LORA_SIDECAR_VLLM_PYTHON=$(VLLM_ENV)/bin/python $(VENV)/bin/python -m pytest -m vllm tests/contract tests/e2e \
+	    -p no:randomly -s --durations=10
+
+vllm-env:
+	PYTHON=$(PYTHON) sh scripts/vllm-env.sh $(VLLM_ENV)
+
+# The environment of the product alone, and on top of it that of its tests; both from lock files with hashes.
+$(VENV)/.runtime: locks/runtime.txt
+	@echo "making $(VENV) from locks/runtime.txt"
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	    { echo "Python 3.11 to 3.13 is needed: make PYTHON=/path/to/python3.13"; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --require-hashes -r locks/runtime.txt
+	@touch $@
+
+$(VENV)/.dev: locks/dev.txt pyproject.toml $(VENV)/.runtime
+	@echo "adding locks/dev.txt to $(VENV)"
+	@$(PIP) install --require-hashes -r locks/dev.txt
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# Needs `uv`; run it after changing the dependencies in pyproject.toml.
+lock:
+	uv pip compile --universal --generate-hashes --python-version 3.11 --no-annotate --no-header --no-emit-index-url \
+	    -o locks/runtime.txt pyproject.toml
+	uv pip compile --universal --generate-hashes --python-version 3.11 --no-annotate --no-header --no-emit-index-url \
+	    -c locks/runtime.txt --group dev -o locks/dev.txt pyproject.toml
+
+image:
+	docker build -t lora-sidecar .
+
+clean:
+	rm -rf $(VENV) .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache *.egg-info

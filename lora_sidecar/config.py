@@ -1,0 +1,242 @@
+"""The configuration: what may be asked of the program, and whether one file asks it soundly.
+
+The Structs are the one table of keys: type, bounds, default and meaning; parser and JSON Schema are derived from it.
+Guards against a config that is half understood: a misspelt key, a converted value or timing that cannot work together
+would otherwise show itself in the outage it was written for. Times are seconds once parsed.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Struct
+
+from lora_sidecar import config_values as values
+from lora_sidecar.config_reading import Reading
+from lora_sidecar.config_rules import faults
+from lora_sidecar.config_table import Duration, Key, Listing, Section, Text, Whole, changed, schema
+from lora_sidecar.config_values import Fault
+from lora_sidecar.errors import ConfigError, Problem
+from lora_sidecar.strict_yaml import load
+
+MAX_PROBLEMS = 100
+
+_PATH = Text(values.absolute_path, values.ABSOLUTE_PATTERN)
+_SECRET_PATH = Text(values.absolute_path, values.ABSOLUTE_PATTERN, secret=True)
+
+
+class TlsConfig(Struct, frozen=True):
+    """How an https server is verified, and how we identify ourselves to it."""
+
+    ca_file: Annotated[str | None, Key("Certificates to trust, PEM; null: those of the system.", _PATH)] = None
+    cert_file: Annotated[str | None, Key("Our own certificate, PEM, for mutual TLS.", _PATH)] = None
+    key_file: Annotated[str | None, Key("The private key of cert_file, PEM.", _SECRET_PATH)] = None
+
+
+class ServerConfig(Struct, frozen=True):
+    """One server to guard; `url` is in one spelling, without a slash at its end."""
+
+    name: Annotated[
+        str,
+        Key("A short name; it names the checkpoint file and metrics.", Text(values.label, values.LABEL_PATTERN, 63)),
+    ]
+    url: Annotated[
+        str,
+        Key(
+            "The server's root: http://host:port, https://host:port or unix:///path/of/socket.",
+            Text(values.server_url, values.URL_PATTERN, 2048, secret=True),
+            restart=True,
+        ),
+    ]
+    engine: Annotated[Literal["auto", "vllm"], Key("What serves there; auto asks it.", restart=True)] = "auto"
+    api_key_file: Annotated[str | None, Key("A file with the server's API key.", _SECRET_PATH, restart=True)] = None
+    base_model: Annotated[
+        str | None, Key("The served name of the base model, which must be listed; null: any.", Text())
+    ] = None
+    tls: Annotated[TlsConfig | None, Key("TLS settings of an https url; null: the system's.", restart=True)] = None
+
+
+class AdapterConfig(Struct, frozen=True):
+    """One declared adapter; `path` is exactly as written, since the server lists it so."""
+
+    name: Annotated[str, Key("The model name that clients ask for.", Text(longest=256))]
+    path: Annotated[
+        str,
+        Key(
+            "An absolute folder, the same in both containers, or a hub id org/name.",
+            Text(values.adapter_path, values.ADAPTER_PATH_PATTERN),
+        ),
+    ]
+    required: Annotated[bool, Key("Readiness waits until it is listed.")] = False
+    priority: Annotated[int, Key("A higher one is restored earlier.", Whole(-1000, 1000))] = 0
+    is_3d_lora_weight: Annotated[
+        bool, Key("vLLM's load field of that name (0.22 and later): a mixture-of-experts layout.")
+    ] = False
+
+
+class AdoptConfig(Struct, frozen=True):
+    """Which adapters that someone else loaded are remembered."""
+
+    enabled: Annotated[bool, Key("Remember adapters that someone else loaded.")] = True
+    max: Annotated[int, Key("How many learned adapters are remembered at most, for each server.", Whole(1, 10_000))] = (
+        1000
+    )
+    roots: Annotated[
+        tuple[str, ...], Key("Adopt only paths at or below these folders; []: any path.", Listing(100, item=_PATH))
+    ] = ()
+    names: Annotated[
+        str | None,
+        Key(
+            "Adopt only names that this regular expression matches as a whole; null: any name.",
+            Text(values.regular_expression, longest=256),
+        ),
+    ] = None
+
+
+class PolicyConfig(Struct, frozen=True):
+    """What to do about adapters that others load and unload."""
+
+    adopt: Annotated[AdoptConfig, Key("Which adapters that someone else loaded are remembered.")] = AdoptConfig()
+    on_external_unload: Annotated[
+        Literal["forget", "restore"],
+        Key("What to do when a learned adapter was unloaded on purpose; a declared one is always restored."),
+    ] = "forget"
+
+
+class HeartbeatConfig(Struct, frozen=True):
+    """How often and how patiently a server is looked at."""
+
+    interval: Annotated[float, Key("Time between two looks at a server that answers.", Duration("100ms", "5m"))] = 5.0
+    probe_timeout: Annotated[float, Key("How long a probe may take.", Duration("10ms", "1m"))] = 3.0
+    list_timeout: Annotated[float, Key("How long a listing may take.", Duration("10ms", "1m"))] = 5.0
+    away_interval: Annotated[
+        float,
+        Key("Time between connection attempts while the server is away; at most interval.", Duration("10ms", "5m")),
+    ] = 0.1
+    down_after_timeouts: Annotated[int, Key("Timeouts in a row after which a server is down.", Whole(1, 100))] = 3
+    liveness: Annotated[
+        float,
+        Key(
+            "/livez fails when no heartbeat was completed for so long; "
+            "at least 2 x interval + probe_timeout + list_timeout + checkpoint.timeout.",
+            Duration("1s", "1h"),
+        ),
+    ] = 30.0
+
+
+class BackoffConfig(Struct, frozen=True):
+    """The wait before an adapter that failed to load is tried again."""
+
+    initial: Annotated[float, Key("The wait after the first failure; it doubles.", Duration("10ms", "1h"))] = 1.0
+    max: Annotated[float, Key("The longest wait; at least initial.", Duration("10ms", "24h"))] = 60.0
+    parked: Annotated[
+        float, Key("The wait for an adapter that the server refuses for what it is.", Duration("1s", "24h"))
+    ] = 600.0
+    reset_after: Annotated[
+        float, Key("Failures are forgotten once the adapter was listed for so long.", Duration("1s", "24h"))
+    ] = 600.0
+
+
+class RestoreConfig(Struct, frozen=True):
+    """How missing adapters are loaded."""
+
+    timeout: Annotated[float, Key("How long one load may take.", Duration("1s", "1h"))] = 300.0
+    backoff: Annotated[BackoffConfig, Key("The wait before an adapter that failed is tried again.")] = BackoffConfig()
+
+
+class CheckpointConfig(Struct, frozen=True):
+    """Where the memory that survives restarts is kept."""
+
+    directory: Annotated[
+        str, Key("A folder that outlives the container; one file for each server.", _PATH, restart=True)
+    ] = "/var/lib/lora-sidecar"
+    format: Annotated[Literal["json", "yaml"], Key("The format of the file.", restart=True)] = "json"
+    timeout: Annotated[float, Key("How long a heartbeat waits for a save.", Duration("100ms", "1m"), restart=True)] = (
+        5.0
+    )
+
+
+class OpsConfig(Struct, frozen=True):
+    """The port for probes, metrics and the status page."""
+
+    bind: Annotated[
+        str,
+        Key(
+            "host:port or [v6]:port to listen on; port 0 lets the kernel choose.",
+            Text(values.bind_address, values.BIND_PATTERN, 300),
+            restart=True,
+        ),
+    ] = "0.0.0.0:9400"
+
+
+class LogConfig(Struct, frozen=True):
+    """What is logged and how."""
+
+    level: Annotated[Literal["debug", "info", "warning", "error"], Key("The least level that is logged.")] = "info"
+    format: Annotated[
+        Literal["auto", "json", "pretty"], Key("auto: pretty on a terminal, JSON elsewhere.", restart=True)
+    ] = "auto"
+
+
+class Config(Struct, frozen=True):
+    """One file, read and found sound."""
+
+    servers: Annotated[tuple[ServerConfig, ...], Key("The servers of this pod to guard.", Listing(64, fewest=1))]
+    adapters: Annotated[tuple[AdapterConfig, ...], Key("Adapters that are always wanted.", Listing(10_000))] = ()
+    policy: Annotated[PolicyConfig, Key("What to do about adapters that others load and unload.")] = PolicyConfig()
+    heartbeat: Annotated[HeartbeatConfig, Key("How often and how patiently a server is looked at.")] = HeartbeatConfig()
+    restore: Annotated[RestoreConfig, Key("How missing adapters are loaded.")] = RestoreConfig()
+    checkpoint: Annotated[CheckpointConfig, Key("Where the memory that survives restarts is kept.")] = (
+        CheckpointConfig()
+    )
+    ops: Annotated[OpsConfig, Key("The port for probes, metrics and the status page.")] = OpsConfig()
+    log: Annotated[LogConfig, Key("What is logged and how.")] = LogConfig()
+
+
+_DEFAULT = Config(servers=())
+
+
+def parse(data: bytes, source: str) -> Config:
+    """Return the config that the bytes of one YAML file spell; `source` names the file in the error.
+
+    Raises `ConfigError` with every problem found, by line (the first hundred, and how many more there are).
+    """
+    tree, problems = load(data)
+    reading = Reading(Config, problems)
+    config: Any = None
+    if tree is not None:
+        config = reading.read(Section(Config), tree, "")
+        for line, path, fault in faults(reading, _DEFAULT):
+            reading.object(line, path, fault)
+    elif not problems:
+        reading.object(0, "", Fault("is empty", "name at least one server under servers"))
+    if not reading.problems and isinstance(config, Config):
+        return config
+    found = sorted(reading.problems, key=lambda problem: (problem.line, problem.key))
+    more = len(found) - MAX_PROBLEMS
+    if more > 0:
+        found[MAX_PROBLEMS:] = [Problem(0, "", f"has {more} more problems", "mend these first")]
+    raise ConfigError(source, tuple(found))
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of the file, for editors; the parser checks more than it can say."""
+    head = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "lora-sidecar",
+        "description": "Configuration of lora-sidecar. Durations are texts such as 5s, 100ms or 1m30s.",
+    }
+    return head | schema(Section(Config))
+
+
+def restart_needed(old: Config, new: Config) -> tuple[str, ...]:
+    """Return the key paths of `new` whose change only a restart can apply; everything else applies live.
+
+    Servers are told apart by name, and a change in the set of names is named `servers`.
+    """
+    before = {server.name: server for server in old.servers}
+    paths = ["servers"] if before.keys() != {server.name for server in new.servers} else []
+    for at, server in enumerate(new.servers):
+        if server.name in before:
+            paths += changed(before[server.name], server, f"servers[{at}]")
+    return (*paths, *changed(old, new))
