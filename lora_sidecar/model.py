@@ -168,8 +168,6 @@ class Wakefulness(StrEnum):
     """Whether the engine may be given a load: a load into a sleeping vLLM engine on a GPU destroys it."""
 
     AWAKE = "awake"
-    ALWAYS_AWAKE = "always_awake"
-    """Awake, and the server has no route that could put it to sleep."""
     ASLEEP = "asleep"
     UNCLEAR = "unclear"
 

@@ -1,0 +1,186 @@
+"""What the outcomes of loads mean: who is to blame, and when the next one may be sent.
+
+Two traps are guarded against. A load's reply is not believed: "loaded" that is never listed is a failure, and a
+request that broke off may still take effect; only a listing asked for after it says what came of it. And a fault of the
+server is not the adapter's: it puts everything on hold instead of counting against each adapter in turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import assert_never
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from lora_sidecar.backoff import delay
+from lora_sidecar.config import BackoffConfig
+from lora_sidecar.events import Event, Fact, info, warning
+from lora_sidecar.model import (
+    Accepted,
+    Adapter,
+    Desired,
+    Failure,
+    FailureKind,
+    Observation,
+    Observed,
+    Outcome,
+    Withheld,
+)
+from lora_sidecar.work import Attempt, Hold, Work
+
+_NOT_LISTED = Failure(FailureKind.NOT_LISTED, "the server accepted the load and does not list the adapter")
+
+
+class Clock(Struct, frozen=True):
+    """The arguments that stand in for a clock and a source of chance: now, and a jitter in [0, 1)."""
+
+    now: float
+    jitter: float
+
+
+def absorb(
+    work: Work,
+    outcomes: Iterable[Outcome],
+    seen: Observation,
+    incarnation: int,
+    backoff: BackoffConfig,
+    clock: Clock,
+) -> tuple[Work, tuple[Fact, ...]]:
+    """Take the outcomes of loads into account; those of another incarnation than `incarnation` say nothing any more."""
+    attempts = dict(work.attempts)
+    hold, withheld = work.hold, work.withheld
+    facts: list[Fact] = []
+    for outcome in outcomes:
+        if outcome.incarnation != incarnation:
+            continue
+        name = outcome.adapter.name
+        before = attempts.get(name, Attempt())
+        ended = replace(before, ended_at=outcome.at, seconds=outcome.seconds, accepted=False, listed_since=None)
+        match outcome.result:
+            case Withheld():
+                withheld = outcome.result
+            case Accepted():
+                hold, withheld = None, None
+                attempts[name] = replace(ended, accepted=True)
+            case Failure():
+                withheld = None
+                hold = _hold(hold, outcome.result, backoff, clock)
+                attempts[name] = _failed(ended, outcome.result, seen, backoff, clock)
+                facts.append(failed(outcome.adapter, attempts[name], outcome.result))
+            case _:
+                assert_never(outcome.result)
+    return replace(work, attempts=attempts, hold=hold, withheld=withheld), tuple(facts)
+
+
+def _hold(hold: Hold | None, failure: Failure, backoff: BackoffConfig, clock: Clock) -> Hold | None:
+    match failure.kind:
+        case FailureKind.SERVER_SETUP | FailureKind.UNAUTHORIZED:
+            failures = hold.failures + 1 if hold is not None else 1
+            return Hold(failure, failures, clock.now + delay(failures, failure.kind, backoff, clock.jitter))
+        case FailureKind.FILES | FailureKind.ADAPTER | FailureKind.UNCLASSIFIED:
+            return None
+        case FailureKind.ENGINE | FailureKind.AMBIGUOUS | FailureKind.NOT_LISTED:
+            return hold
+        case _:
+            assert_never(failure.kind)
+
+
+def _failed(attempt: Attempt, failure: Failure, seen: Observation, backoff: BackoffConfig, clock: Clock) -> Attempt:
+    return _counted(attempt, failure, backoff, clock) if _blames_adapter(failure, seen) else attempt
+
+
+def _counted(attempt: Attempt, failure: Failure, backoff: BackoffConfig, clock: Clock) -> Attempt:
+    failures = attempt.failures + 1
+    wait = delay(failures, failure.kind, backoff, clock.jitter)
+    return replace(attempt, failures=failures, failure=failure, not_before=clock.now + wait)
+
+
+def _blames_adapter(failure: Failure, seen: Observation) -> bool:
+    """Whether a failure counts against the adapter; unless it names the adapter, not while the server is away."""
+    match failure.kind:
+        case FailureKind.FILES | FailureKind.ADAPTER | FailureKind.NOT_LISTED:
+            return True
+        case FailureKind.SERVER_SETUP | FailureKind.UNAUTHORIZED:
+            return False
+        case FailureKind.ENGINE | FailureKind.AMBIGUOUS | FailureKind.UNCLASSIFIED:
+            return isinstance(seen, Observed)
+        case _:
+            assert_never(failure.kind)
+
+
+def failed(adapter: Adapter, attempt: Attempt, failure: Failure) -> Fact:
+    """The fact that a load failed, with the server's own sentence."""
+    return warning(
+        Event.RESTORE_FAILED,
+        repeats=f"{adapter.name} {failure.kind}",
+        adapter=adapter.name,
+        path=adapter.path,
+        kind=failure.kind.value,
+        status=failure.status,
+        message=failure.message,
+        consecutive=attempt.failures,
+        seconds=round(attempt.seconds, 3),
+    )
+
+
+def pardon(attempts: Mapping[str, Attempt], before: Desired, after: Desired) -> Mapping[str, Attempt]:
+    """The attempts without those at adapters that are not the same any more: a mended config deserves a fresh start."""
+    return {n: a for n, a in attempts.items() if before.adapters.get(n) == after.adapters.get(n)}
+
+
+def undecided(attempt: Attempt, asked_at: float) -> bool:
+    """Whether the listing asked for at `asked_at` is too old to say what came of the last load."""
+    return attempt.ended_at > asked_at
+
+
+def settle(
+    attempts: Mapping[str, Attempt],
+    listed: Mapping[str, str],
+    missing: Mapping[str, Adapter],
+    asked_at: float,
+    backoff: BackoffConfig,
+    clock: Clock,
+) -> tuple[Mapping[str, Attempt], tuple[Fact, ...]]:
+    """Decide the loads that ended before the listing was asked for, by that listing.
+
+    `listed` maps the listed names to their paths, `missing` the names that are missing to their adapters.
+    """
+    if not attempts:
+        return attempts, ()
+    settled: dict[str, Attempt] = {}
+    facts: list[Fact] = []
+    for name, attempt in attempts.items():
+        if name in listed:
+            kept = _listed(attempt, backoff, clock)
+            if attempt.listed_since is None and attempt.ended_at:
+                facts.append(_succeeded(name, listed[name], attempt))
+        elif name in missing:
+            kept = replace(attempt, listed_since=None)
+            if attempt.accepted and not undecided(attempt, asked_at):
+                kept = replace(kept, accepted=False)
+                kept = _counted(kept, _NOT_LISTED, backoff, clock)
+                facts.append(failed(missing[name], kept, _NOT_LISTED))
+        else:
+            continue
+        if kept is not None:
+            settled[name] = kept
+    return settled, tuple(facts)
+
+
+def _listed(attempt: Attempt, backoff: BackoffConfig, clock: Clock) -> Attempt | None:
+    """The attempt of an adapter that is listed: forgotten at once if it never failed, else once it stayed listed."""
+    since = clock.now if attempt.listed_since is None else attempt.listed_since
+    if attempt.failures == 0 or clock.now - since >= backoff.reset_after:
+        return None
+    return replace(attempt, listed_since=since, ended_at=0.0)
+
+
+def _succeeded(name: str, path: str, attempt: Attempt) -> Fact:
+    return info(
+        Event.RESTORE_SUCCEEDED,
+        adapter=name,
+        path=path,
+        seconds=round(attempt.seconds, 3),
+        previous_errors=attempt.failures,
+    )

@@ -1,0 +1,114 @@
+"""What holds now that a person should know, derived afresh from the state at every heartbeat.
+
+The trap guarded against is a warning that outlives its cause, or a cause that was logged once an hour ago and is shown
+nowhere. A condition is computed and never stored, so it clears by itself; only its transitions become log lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from lora_sidecar.events import Event, Fact, info, shown, warning
+from lora_sidecar.model import Adapter, FailureKind, Observed, Origin, Wakefulness
+from lora_sidecar.work import Attempt, Condition, ConditionType, Drift, Hold, Work
+
+_HINTS: Mapping[ConditionType, str] = {
+    ConditionType.RUNTIME_LOADING_DISABLED: "start vLLM with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True",
+    ConditionType.ENGINE_ASLEEP: "loads resume by themselves once the engine is woken up",
+    ConditionType.ENGINE_STATE_UNKNOWN: "the server can sleep and does not say whether it does; is /metrics readable?",
+    ConditionType.BASE_MODEL_CHANGED: "load them again under this base model, or serve the former one",
+    ConditionType.ADAPTER_FAILING: "the reason is the server's own; mend the files or the server's flags",
+    ConditionType.ADAPTER_PATH_DIFFERS: "unload the adapter to have it restored from the configured path",
+    ConditionType.ADOPTION_REFUSED: "they will not come back after a restart; widen policy.adopt or declare them",
+}
+
+
+def conditions_of(
+    work: Work,
+    seen: Observed,
+    desired: Mapping[str, Adapter],
+    missing: Mapping[str, Adapter],
+    blocked: Mapping[str, str],
+    refused: Mapping[str, str],
+) -> tuple[Condition, ...]:
+    """The conditions that hold after a good listing.
+
+    `missing` are the adapters to be restored, `blocked` those of them that must not be, `refused` the listed names
+    that were not adopted; the last two map to reasons.
+    """
+    held = [
+        *_loading(seen, work.hold),
+        *_wakefulness(work, missing),
+        *_blocked(blocked),
+        *_failing(work.attempts, missing),
+        *_differing(work.drift, desired),
+    ]
+    if refused:
+        held.append(_condition(ConditionType.ADOPTION_REFUSED, _listing(refused)))
+    return tuple(held)
+
+
+def _loading(seen: Observed, hold: Hold | None) -> Iterable[Condition]:
+    if seen.runtime_loading is False:
+        yield _condition(ConditionType.RUNTIME_LOADING_DISABLED, "the server has no route to load adapters at run time")
+    elif hold is not None:
+        hint = (
+            "the key in api_key_file must be one that the server was started with"
+            if hold.failure.kind is FailureKind.UNAUTHORIZED
+            else "the server was started so that it can load no adapter; see its message"
+        )
+        yield Condition(ConditionType.LOADING_REFUSED, hold.failure.message, hint)
+
+
+def _wakefulness(work: Work, missing: Mapping[str, Adapter]) -> Iterable[Condition]:
+    if work.withheld is None or not missing:
+        return
+    asleep = work.withheld.wakefulness is Wakefulness.ASLEEP
+    kind = ConditionType.ENGINE_ASLEEP if asleep else ConditionType.ENGINE_STATE_UNKNOWN
+    yield _condition(kind, work.withheld.detail)
+
+
+def _blocked(blocked: Mapping[str, str]) -> Iterable[Condition]:
+    if blocked:
+        yield _condition(ConditionType.BASE_MODEL_CHANGED, _listing(blocked))
+
+
+def _failing(attempts: Mapping[str, Attempt], missing: Mapping[str, Adapter]) -> Iterable[Condition]:
+    failing = {
+        name: attempt.failure.message
+        for name, attempt in attempts.items()
+        if name in missing and attempt.failures and attempt.failure is not None
+    }
+    if failing:
+        yield _condition(ConditionType.ADAPTER_FAILING, _listing(failing))
+
+
+def _differing(drift: Drift, desired: Mapping[str, Adapter]) -> Iterable[Condition]:
+    differing = {
+        name: f"listed with another path than the configured {desired[name].path}"
+        for name in drift.replaced
+        if desired[name].origin is Origin.DECLARED
+    }
+    if differing:
+        yield _condition(ConditionType.ADAPTER_PATH_DIFFERS, _listing(differing))
+
+
+def _condition(kind: ConditionType, message: str) -> Condition:
+    return Condition(kind, message, _HINTS[kind])
+
+
+def _listing(reasons: Mapping[str, str]) -> str:
+    names = shown(reasons)
+    return "; ".join(f"{name}: {reasons[name]}" if name in reasons else name for name in names)
+
+
+def transitions(before: tuple[Condition, ...], after: tuple[Condition, ...]) -> tuple[Fact, ...]:
+    """The facts of what began and what ceased to hold."""
+    old, new = {c.type for c in before}, {c.type for c in after}
+    raised = [
+        warning(Event.CONDITION_RAISED, condition=c.type.value, message=c.message, hint=c.hint)
+        for c in after
+        if c.type not in old
+    ]
+    cleared = [info(Event.CONDITION_CLEARED, condition=c.type.value) for c in before if c.type not in new]
+    return (*raised, *cleared)

@@ -1,0 +1,167 @@
+"""How desired changes: by the config, by what the listing shows, and by nothing else.
+
+Two traps are guarded against. Desired that shrinks on a bad day (an empty listing, a broken config) is how adapters are
+lost; so each way out of it is one named function here. And a name that clients can put into the listing must not
+become state without bound; so adoption goes by rule, and a refusal has a reason.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Iterable, Mapping
+
+from msgspec.structs import replace
+
+from lora_sidecar.config import AdapterConfig, AdoptConfig
+from lora_sidecar.events import Event, Fact, info, warning
+from lora_sidecar.model import Adapter, BaseModel, Desired, Listed, Origin
+
+NAME_LIMIT = 256
+PATH_LIMIT = 4096
+
+_NO_PATH = frozenset({"", "__tensor__"})
+"""Roots of adapters that were not loaded from anywhere they could be loaded from again (SGLang: from tensors)."""
+
+
+def declare(desired: Desired, declared: Iterable[AdapterConfig]) -> tuple[Desired, tuple[Fact, ...]]:
+    """Make the declared adapters exactly those of the config.
+
+    One that was removed from the config is released: it stays loaded, is restored no more, and is not adopted again
+    while it stays listed. The same object is returned if nothing changed.
+    """
+    wanted = {config.name: _declared(config) for config in declared}
+    kept = {n: a for n, a in desired.adapters.items() if n not in wanted and a.origin is not Origin.DECLARED}
+    gone = {n: a for n, a in desired.adapters.items() if n not in wanted and a.origin is Origin.DECLARED}
+    adapters = kept | wanted
+    if adapters == desired.adapters:
+        return desired, ()
+    released = {n: p for n, p in desired.released.items() if n not in wanted} | {n: a.path for n, a in gone.items()}
+    facts = [
+        info(Event.ADAPTER_DECLARED, adapter=a.name, path=a.path, required=a.required, priority=a.priority)
+        for n, a in wanted.items()
+        if desired.adapters.get(n) != a
+    ]
+    facts += [
+        info(Event.ADAPTER_RELEASED, adapter=n, path=a.path, reason="removed from the config; it is not unloaded")
+        for n, a in gone.items()
+    ]
+    return replace(desired, adapters=adapters, released=released), tuple(facts)
+
+
+def _declared(config: AdapterConfig) -> Adapter:
+    return Adapter(
+        name=config.name,
+        path=config.path,
+        origin=Origin.DECLARED,
+        required=config.required,
+        priority=config.priority,
+        is_3d_lora_weight=config.is_3d_lora_weight,
+    )
+
+
+def adopt(
+    desired: Desired, cards: Iterable[Listed], bases: tuple[BaseModel, ...], rule: AdoptConfig
+) -> tuple[Desired, Mapping[str, str], tuple[Fact, ...]]:
+    """Add what is listed and not desired, by rule; follow a learned adapter to the path it is listed with.
+
+    Returns the new desired (the same object if nothing changed), the names that were not adopted with the reason, and
+    the facts.
+    """
+    changed: dict[str, Adapter] = {}
+    released = desired.released
+    refused: dict[str, str] = {}
+    facts: list[Fact] = []
+    learned = sum(a.origin is Origin.LEARNED for a in desired.adapters.values())
+    for card in cards:
+        known = desired.adapters.get(card.name)
+        if known is not None:
+            if known.origin is not Origin.DECLARED:
+                followed, said = _follow(known, card, bases)
+                facts += said
+                if followed is not known:
+                    changed[card.name] = followed
+            continue
+        if card.name in released and same_path(released[card.name], card.path):
+            continue
+        refusal = _refusal(card, rule, learned)
+        if refusal:
+            refused[card.name] = refusal
+            continue
+        learned += 1
+        changed[card.name] = Adapter(card.name, card.path, Origin.LEARNED, base=_base_of(card, bases))
+        facts.append(info(Event.ADAPTER_ADOPTED, adapter=card.name, path=card.path))
+    if not changed:
+        return desired, refused, ()
+    left = {n: p for n, p in released.items() if n not in changed}
+    return replace(desired, adapters={**desired.adapters, **changed}, released=left), refused, tuple(facts)
+
+
+def _follow(known: Adapter, card: Listed, bases: tuple[BaseModel, ...]) -> tuple[Adapter, tuple[Fact, ...]]:
+    """The adapter as it is listed now: somebody may have loaded it from elsewhere, or under another base model."""
+    base = known.base if same_base(known, bases) else _base_of(card, bases)
+    if same_path(known.path, card.path):
+        return (known if base == known.base else replace(known, base=base)), ()
+    fact = info(Event.ADAPTER_REPLACED, adapter=card.name, path=card.path, previous=known.path)
+    return replace(known, path=card.path, base=base), (fact,)
+
+
+def _refusal(card: Listed, rule: AdoptConfig, learned: int) -> str:
+    if not rule.enabled:
+        return "policy.adopt.enabled is false"
+    if card.path in _NO_PATH:
+        return "the server names no path that it could be loaded from again"
+    # Before any pattern is tried on it: clients may choose the name, and a long one could take a pattern for ever.
+    if len(card.name) > NAME_LIMIT or not card.name.isprintable():
+        return f"its name has control characters or more than {NAME_LIMIT} characters"
+    if len(card.path) > PATH_LIMIT or not card.path.isprintable():
+        return f"its path has control characters or more than {PATH_LIMIT} characters"
+    if rule.names is not None and re.fullmatch(rule.names, card.name) is None:
+        return "its name does not match policy.adopt.names"
+    if rule.roots and not any(_under(card.path, root) for root in rule.roots):
+        return "its path is under none of policy.adopt.roots"
+    if learned >= rule.max:
+        return f"policy.adopt.max of {rule.max} is reached"
+    return ""
+
+
+def forget(desired: Desired, names: Iterable[str], evidence: str, *, weak: bool) -> tuple[Desired, tuple[Fact, ...]]:
+    """Drop the adapters that somebody unloaded on purpose; `weak` says that the evidence for it is a guess."""
+    gone = sorted(names)
+    if not gone:
+        return desired, ()
+    left = {n: a for n, a in desired.adapters.items() if n not in gone}
+    say = warning if weak else info
+    facts = tuple(
+        say(
+            Event.ADAPTER_FORGOTTEN,
+            adapter=name,
+            path=desired.adapters[name].path,
+            reason="unloaded by somebody else; it will not be restored",
+            evidence=evidence,
+        )
+        for name in gone
+    )
+    return replace(desired, adapters=left), facts
+
+
+def same_path(one: str, other: str) -> bool:
+    """Whether two paths name the same folder as far as their text tells; vLLM keeps a trailing slash as it was sent."""
+    return one == other or one.rstrip("/") == other.rstrip("/")
+
+
+def same_base(adapter: Adapter, bases: tuple[BaseModel, ...]) -> bool:
+    """Whether an adapter belongs to one of the served base models, as far as it is known to which it belongs."""
+    return adapter.base is None or any(adapter.base in (base.root, base.id) for base in bases)
+
+
+def _base_of(card: Listed, bases: tuple[BaseModel, ...]) -> str | None:
+    for base in bases:
+        if base.id == card.parent:
+            return base.root
+    return bases[0].root if bases else None
+
+
+def _under(path: str, root: str) -> bool:
+    clean = posixpath.normpath(path)
+    return clean == posixpath.normpath(root) or clean.startswith(posixpath.normpath(root).rstrip("/") + "/")

@@ -1,0 +1,94 @@
+"""The events that the log carries, by name, and the value in which the pure core hands them to the shell.
+
+The core decides what happened and cannot log; the shell logs and must not decide. A `Fact` is what passes between
+them, so a test can say what a person will read without capturing any output. Names are a promise to whoever tails the
+log: one meaning each, `lowercase.dotted.past`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from typing import Any
+
+from msgspec import Struct
+
+NAMES_SHOWN = 20
+"""How many adapter names one log line lists before it only counts them."""
+
+
+class Event(StrEnum):
+    """Every event name that the log may carry."""
+
+    DAEMON_STARTED = "daemon.started"
+    DAEMON_STOPPING = "daemon.stopping"
+    DAEMON_STOPPED = "daemon.stopped"
+    DAEMON_FAILED = "daemon.failed"
+    CONFIG_LOADED = "config.loaded"
+    CONFIG_REJECTED = "config.rejected"
+    CONFIG_RELOADED = "config.reloaded"
+    SERVER_UP = "server.up"
+    SERVER_DOWN = "server.down"
+    SERVER_RESTARTED = "server.restarted"
+    PROBE_FAILED = "probe.failed"
+    HEARTBEAT_COMPLETED = "heartbeat.completed"
+    HEARTBEAT_OVERRUN = "heartbeat.overrun"
+    DRIFT_DETECTED = "drift.detected"
+    ADAPTER_ADOPTED = "adapter.adopted"
+    ADAPTER_FORGOTTEN = "adapter.forgotten"
+    ADAPTER_REPLACED = "adapter.replaced"
+    ADAPTER_DECLARED = "adapter.declared"
+    ADAPTER_RELEASED = "adapter.released"
+    RESTORE_STARTED = "restore.started"
+    RESTORE_SUCCEEDED = "restore.succeeded"
+    RESTORE_FAILED = "restore.failed"
+    RESTORE_COMPLETED = "restore.completed"
+    RECOVERY_COMPLETED = "recovery.completed"
+    CONDITION_RAISED = "condition.raised"
+    CONDITION_CLEARED = "condition.cleared"
+    CHECKPOINT_LOADED = "checkpoint.loaded"
+    CHECKPOINT_WRITTEN = "checkpoint.written"
+    CHECKPOINT_WRITE_FAILED = "checkpoint.write_failed"
+    CHECKPOINT_QUARANTINED = "checkpoint.quarantined"
+    CHECKPOINT_RECOVERED = "checkpoint.recovered"
+    LOG_DROPPED = "log.dropped"
+
+
+class Level(StrEnum):
+    """How loud an event is."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class Fact(Struct, frozen=True):
+    """Something that happened, fit to be logged as it is.
+
+    `repeats` names what the fact repeats where it may come again and again; such facts are thinned out by the log.
+    A field whose name ends in `_at` is a time of the loop's clock; the log writes it as a date.
+    """
+
+    event: Event
+    level: Level
+    fields: Mapping[str, Any]
+    repeats: str = ""
+
+
+def info(event: Event, /, **fields: Any) -> Fact:  # noqa: ANN401 - whatever JSON can carry
+    """A transition that a person wants to see."""
+    return Fact(event, Level.INFO, fields)
+
+
+def warning(event: Event, /, *, repeats: str = "", **fields: Any) -> Fact:  # noqa: ANN401 - as above
+    """Something that a person may have to act on."""
+    return Fact(event, Level.WARNING, fields, repeats)
+
+
+def shown(names: Iterable[str]) -> list[str]:
+    """The first of `names` in order, at most `NAMES_SHOWN`, the last of them standing for the rest."""
+    ordered = sorted(names)
+    if len(ordered) <= NAMES_SHOWN:
+        return ordered
+    return [*ordered[: NAMES_SHOWN - 1], f"and {len(ordered) - NAMES_SHOWN + 1} more"]

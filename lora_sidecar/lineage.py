@@ -1,0 +1,67 @@
+"""Whether two listings come from the same life of the server: the evidence behind "restart or deliberate unload?".
+
+The trap guarded against is forgetting an adapter that a restart lost, which is the very failure this program exists
+to prevent. So evidence is ranked (the server's own start time, then an outage seen, then everything gone at once),
+and where none of it decides, the caller is told that the answer is a guess.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from msgspec import Struct
+
+from lora_sidecar.model import Desired, Incarnation, Observed
+from lora_sidecar.work import Work
+
+_ALL = 2
+"""From how many adapters on "all of them are gone" is taken for a restart; one alone is likelier an unload."""
+
+
+class Evidence(StrEnum):
+    """What a judgement rests on, strongest first."""
+
+    START_TIME = "start_time"
+    OUTAGE = "outage"
+    ALL_MISSING = "all_missing"
+    NONE = "none"
+    FIRST_SIGHT = "first_sight"
+
+
+class Judgement(Struct, frozen=True):
+    """Which incarnation a listing belongs to, whether that is another one than before, and on what evidence."""
+
+    incarnation: Incarnation
+    restarted: bool
+    evidence: Evidence
+
+
+def judge(desired: Desired, work: Work, seen: Observed) -> Judgement:
+    """Compare a good listing with what is remembered of the incarnation before it.
+
+    An interruption of the watch (an outage, or our own restart) counts as a restart unless the start times are equal.
+    """
+    known = desired.incarnation
+    if known.number == 0:
+        return Judgement(Incarnation(1, seen.start_time), restarted=False, evidence=Evidence.FIRST_SIGHT)
+    if known.start_time is not None and seen.start_time is not None:
+        if known.start_time == seen.start_time:
+            return Judgement(known, restarted=False, evidence=Evidence.START_TIME)
+        return _next(known, seen, Evidence.START_TIME)
+    if work.last is None or work.server.interrupted:
+        return _next(known, seen, Evidence.OUTAGE)
+    if _all_gone(work.last, seen):
+        return _next(known, seen, Evidence.ALL_MISSING)
+    started = known.start_time if known.start_time is not None else seen.start_time
+    same = known if started == known.start_time else Incarnation(known.number, started)
+    return Judgement(same, restarted=False, evidence=Evidence.NONE)
+
+
+def _next(known: Incarnation, seen: Observed, evidence: Evidence) -> Judgement:
+    return Judgement(Incarnation(known.number + 1, seen.start_time), restarted=True, evidence=evidence)
+
+
+def _all_gone(last: Observed, seen: Observed) -> bool:
+    if seen.adapters is last.adapters or len(last.adapters) < _ALL:
+        return False
+    return {card.name for card in last.adapters}.isdisjoint(card.name for card in seen.adapters)

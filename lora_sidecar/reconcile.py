@@ -1,0 +1,249 @@
+"""The heart: from what should be loaded, what was seen and what is under way, to what is to be done now.
+
+Three traps are guarded against. Unknown is not empty: on an unknown observation the plan is to do nothing. Forgetting
+is not symmetrical to adopting: an adapter is adopted at first sight, and forgotten only when it was listed in this very
+incarnation of the server and then missed twice, so that a restart never looks like an unload. And a plan names the
+incarnation that it was made for, so that it dies with it.
+
+Pure: the same arguments give the same plan, whatever the time and the place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import assert_never
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from lora_sidecar import outage
+from lora_sidecar.attempts import Clock, absorb, settle, undecided
+from lora_sidecar.conditions import conditions_of, transitions
+from lora_sidecar.config import AdoptConfig, BackoffConfig, Config, HeartbeatConfig
+from lora_sidecar.desired import adopt, forget, same_base, same_path
+from lora_sidecar.events import Event, Fact, info, shown, warning
+from lora_sidecar.lineage import Evidence, Judgement, judge
+from lora_sidecar.model import Adapter, BaseModel, Desired, Observation, Observed, Origin, Outcome, Unknown
+from lora_sidecar.work import Attempt, Drift, Plan, Verdict, Work
+
+_SIGHTINGS = 2
+"""Listings in a row that an adapter must be missing from before that is taken for deliberate."""
+
+
+class Policy(Struct, frozen=True):
+    """The part of the config that reconcile goes by."""
+
+    adopt: AdoptConfig
+    forget_unloaded: bool
+    backoff: BackoffConfig
+    heartbeat: HeartbeatConfig
+
+    @staticmethod
+    def of(config: Config) -> Policy:
+        """The policy that a config asks for."""
+        forgets = config.policy.on_external_unload == "forget"
+        return Policy(config.policy.adopt, forgets, config.restore.backoff, config.heartbeat)
+
+
+def reconcile(
+    desired: Desired,
+    seen: Observation,
+    work: Work,
+    policy: Policy,
+    *,
+    outcomes: Iterable[Outcome],
+    clock: Clock,
+) -> Plan:
+    """The plan that follows from one observation.
+
+    `outcomes` are those of the loads that ended since the last reconcile. In the plan, `desired` is the very object
+    passed in if nothing durable changed.
+    """
+    server, noticed = outage.advance(work.server, seen, policy.heartbeat)
+    work, failures = absorb(work, outcomes, seen, desired.incarnation.number, policy.backoff, clock)
+    match seen:
+        case Unknown():
+            recovery = outage.begin(work.recovery, work.server, server, seen)
+            work = replace(work, server=server, recovery=recovery)
+            return Plan(desired, work, Verdict.UNKNOWN, observed_at=seen.at, facts=noticed + failures)
+        case Observed():
+            plan = _plan(desired, seen, replace(work, server=server), policy, judge(desired, work, seen), clock)
+            return replace(plan, facts=noticed + failures + plan.facts)
+        case _:
+            assert_never(seen)
+
+
+def _plan(desired: Desired, seen: Observed, work: Work, policy: Policy, judgement: Judgement, clock: Clock) -> Plan:
+    listed = {card.name: card.path for card in seen.adapters}
+    last = work.last
+    if judgement.restarted:
+        work = replace(work, missed={}, attempts={}, hold=None, withheld=None)
+
+    desired, restarted = _enter(desired, judgement, listed)
+    desired, refused, adopted = adopt(desired, seen.adapters, seen.bases, policy.adopt)
+    desired = _remember_listed(desired, listed)
+    desired, missed, missing, forgotten = _tell_unloaded_from_lost(desired, work.missed, listed, policy, judgement)
+    blocked = _blocked(missing, seen.bases)
+    attempts, settled = settle(work.attempts, listed, missing, seen.at, policy.backoff, clock)
+    drift, drifted = _drift(work.drift, desired, listed, missing, refused)
+
+    lost = frozenset(missing)
+    recovery = outage.resume(work.recovery, judgement, last, lost, seen.at)
+    recovery, concluded = outage.conclude(recovery, desired, attempts, lost, blocked, seen.at)
+    work = replace(work, last=seen, missed=missed, attempts=attempts, drift=drift, recovery=recovery)
+    conditions = conditions_of(work, seen, desired.adapters, missing, blocked, refused)
+    changed = transitions(work.conditions, conditions)
+    work = replace(work, conditions=conditions)
+
+    restores, wake_at = _due(missing, blocked, work, seen, clock.now)
+    started = _started(restores, judgement) if restores and not work.restoring else ()
+    work = replace(work, restoring=bool(missing) and (bool(restores) or work.restoring))
+    return Plan(
+        desired=desired,
+        work=work,
+        verdict=_verdict(missing, restores),
+        restores=restores,
+        observed_at=seen.at,
+        wake_at=wake_at,
+        facts=(*restarted, *adopted, *forgotten, *drifted, *settled, *changed, *started, *concluded),
+    )
+
+
+def _enter(desired: Desired, judgement: Judgement, listed: Mapping[str, str]) -> tuple[Desired, tuple[Fact, ...]]:
+    """Take over the incarnation; a new one has listed nothing yet, and what was released and has left is dropped."""
+    gone = {
+        name
+        for name, path in desired.released.items()
+        if (name not in listed and (judgement.restarted or name in desired.listed))
+        or (name in listed and not same_path(listed[name], path))
+    }
+    if gone:
+        desired = replace(desired, released={n: p for n, p in desired.released.items() if n not in gone})
+    if judgement.incarnation == desired.incarnation:
+        return desired, ()
+    kept = frozenset[str]() if judgement.restarted else desired.listed
+    desired = replace(desired, incarnation=judgement.incarnation, listed=kept)
+    if not judgement.restarted:
+        return desired, ()
+    lost = [name for name in desired.adapters if name not in listed]
+    fact = warning(
+        Event.SERVER_RESTARTED,
+        incarnation=judgement.incarnation.number,
+        evidence=judgement.evidence.value,
+        lost=len(lost),
+        lost_adapters=shown(lost),
+    )
+    return desired, (fact,)
+
+
+def _remember_listed(desired: Desired, listed: Mapping[str, str]) -> Desired:
+    """Note which names of ours were seen listed in this incarnation: only those can have been unloaded on purpose."""
+    tracked = desired.adapters.keys() | desired.released.keys()
+    seen = (desired.listed | listed.keys()) & tracked
+    return desired if seen == desired.listed else replace(desired, listed=frozenset(seen))
+
+
+def _tell_unloaded_from_lost(
+    desired: Desired, missed: Mapping[str, int], listed: Mapping[str, str], policy: Policy, judgement: Judgement
+) -> tuple[Desired, Mapping[str, int], Mapping[str, Adapter], tuple[Fact, ...]]:
+    """Sort what is absent from the listing.
+
+    Never listed in this incarnation: lost, to be restored. Listed and now missed once: wait for the next listing.
+    Missed twice: somebody unloaded it; it is forgotten, or restored where the config declares it or asks for that.
+    Returns the new desired, the names still waited for, what is to be restored, and the facts.
+    """
+    absent = {name: a for name, a in desired.adapters.items() if name not in listed}
+    counts = {name: missed.get(name, 0) + 1 for name in absent if name in desired.listed}
+    unloaded = {name for name, times in counts.items() if times >= _SIGHTINGS}
+    waiting = {name: times for name, times in counts.items() if name not in unloaded}
+    dropped = {n for n in unloaded if policy.forget_unloaded and absent[n].origin is not Origin.DECLARED}
+    evidence = judgement.evidence
+    desired, facts = forget(desired, dropped, evidence.value, weak=evidence is Evidence.NONE)
+    if unloaded:
+        desired = replace(desired, listed=desired.listed - unloaded)
+    missing = {n: a for n, a in absent.items() if n not in dropped and n not in waiting}
+    return desired, waiting, missing, facts
+
+
+def _blocked(missing: Mapping[str, Adapter], bases: tuple[BaseModel, ...]) -> dict[str, str]:
+    """The missing adapters that must not be loaded into this server, each with the reason."""
+    ids = {base.id for base in bases}
+    blocked: dict[str, str] = {}
+    for name, adapter in missing.items():
+        if name in ids:
+            blocked[name] = "its name is that of a served base model"
+        elif not same_base(adapter, bases):
+            blocked[name] = f"it was learned on another base model, {adapter.base}"
+    return blocked
+
+
+def _drift(
+    before: Drift,
+    desired: Desired,
+    listed: Mapping[str, str],
+    missing: Mapping[str, Adapter],
+    refused: Mapping[str, str],
+) -> tuple[Drift, tuple[Fact, ...]]:
+    """How the listing differs from desired, and the fact of it where it differs in more than before."""
+    ours = {n: path for n, path in listed.items() if n in desired.adapters}
+    replaced = {n for n, path in ours.items() if not same_path(desired.adapters[n].path, path)}
+    drift = Drift(frozenset(missing), frozenset(replaced), frozenset(refused))
+    if drift == before:
+        return before, ()
+    if drift.missing <= before.missing and drift.replaced <= before.replaced and drift.unexpected <= before.unexpected:
+        return drift, ()
+    fact = info(
+        Event.DRIFT_DETECTED,
+        missing=shown(drift.missing),
+        replaced=shown(drift.replaced),
+        unexpected=shown(drift.unexpected),
+    )
+    return drift, (fact,)
+
+
+def _due(
+    missing: Mapping[str, Adapter], blocked: Mapping[str, str], work: Work, seen: Observed, now: float
+) -> tuple[tuple[Adapter, ...], float | None]:
+    """What to load now, in order, and when something more falls due."""
+    wanted = [adapter for name, adapter in missing.items() if name not in blocked]
+    if not wanted or seen.runtime_loading is False:
+        return (), None
+    if work.hold is not None and work.hold.until > now:
+        return (), work.hold.until
+    due: list[Adapter] = []
+    wake_at: float | None = None
+    for adapter in wanted:
+        attempt = work.attempts.get(adapter.name, _UNTRIED)
+        if undecided(attempt, seen.at):
+            continue
+        if attempt.not_before > now:
+            wake_at = attempt.not_before if wake_at is None else min(wake_at, attempt.not_before)
+        else:
+            due.append(adapter)
+    return tuple(sorted(due, key=_urgency)), wake_at
+
+
+def _started(restores: tuple[Adapter, ...], judgement: Judgement) -> tuple[Fact, ...]:
+    names = shown(adapter.name for adapter in restores)
+    return (
+        info(
+            Event.RESTORE_STARTED,
+            incarnation=judgement.incarnation.number,
+            adapters=len(restores),
+            first=restores[0].name,
+            names=names,
+        ),
+    )
+
+
+_UNTRIED = Attempt()
+
+
+def _urgency(adapter: Adapter) -> tuple[int, bool, str]:
+    return -adapter.priority, not adapter.required, adapter.name
+
+
+def _verdict(missing: Mapping[str, Adapter], restores: tuple[Adapter, ...]) -> Verdict:
+    if not missing:
+        return Verdict.STEADY
+    return Verdict.RESTORING if restores else Verdict.WAITING

@@ -1,0 +1,176 @@
+"""What is being done about the drift: the values that one reconcile hands to the next, and the plan it makes.
+
+None of this is durable. The trap guarded against is a state that lives in sleeping coroutines: everything that waits,
+failed or is under way is a value here, so that it can be shown, compared and tested at any moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+from msgspec import Struct
+
+from lora_sidecar.events import Fact
+from lora_sidecar.model import Adapter, Desired, Failure, Observed, Reason, Withheld
+
+
+class Phase(StrEnum):
+    """What is known of the server."""
+
+    STARTING = "starting"
+    """It has not given a good answer since this process started."""
+    UP = "up"
+    DOWN = "down"
+    UNKNOWN = "unknown"
+    """It answers, and not in a way that can be trusted."""
+
+
+class ServerState(Struct, frozen=True):
+    """What the last observations together say of the server.
+
+    `since` is when the phase began. `reason` and `detail` are those of the newest unknown observation. `errors`
+    counts unknown observations in a row, `timeouts` those of them that were timeouts in a row. `interrupted` is whether
+    the server may have restarted unseen since the last good listing. `last_good` is when that was.
+    """
+
+    phase: Phase = Phase.STARTING
+    since: float = 0.0
+    reason: Reason | None = None
+    detail: str = ""
+    hint: str = ""
+    errors: int = 0
+    timeouts: int = 0
+    interrupted: bool = False
+    last_good: float | None = None
+
+
+class Attempt(Struct, frozen=True):
+    """What is known of the loads of one adapter during one incarnation.
+
+    `failures` counts failures in a row. Nothing is sent before `not_before`. `ended_at` is when the last load ended:
+    only a listing asked for later can say what came of it. `accepted` is whether the server said yes to that load.
+    `listed_since` is when the adapter was seen listed after it, None while it is missing.
+    """
+
+    failures: int = 0
+    failure: Failure | None = None
+    not_before: float = 0.0
+    ended_at: float = 0.0
+    seconds: float = 0.0
+    accepted: bool = False
+    listed_since: float | None = None
+
+
+class Hold(Struct, frozen=True):
+    """A reason of the whole server for which nothing is loaded before `until`; `failures` counts it in a row."""
+
+    failure: Failure
+    failures: int
+    until: float
+
+
+class Recovery(Struct, frozen=True):
+    """An outage and the way back from it, until everything lost is restored or known to fail.
+
+    `last_good` is the last good answer before the outage (None if this process saw none), `up_at` the first after
+    it (None while there is none). `restarts` counts incarnations that began meanwhile. `lost` are the adapters that
+    were missing after a restart. `initial` marks the first restore of a fresh start, which follows no outage.
+    """
+
+    began: float
+    reason: str
+    last_good: float | None = None
+    up_at: float | None = None
+    restarts: int = 0
+    lost: frozenset[str] = frozenset()
+    initial: bool = False
+
+
+class ConditionType(StrEnum):
+    """Every condition that may hold; each has an entry in the documentation on what to do."""
+
+    RUNTIME_LOADING_DISABLED = "RuntimeLoadingDisabled"
+    LOADING_REFUSED = "LoadingRefused"
+    ENGINE_ASLEEP = "EngineAsleep"
+    ENGINE_STATE_UNKNOWN = "EngineStateUnknown"
+    BASE_MODEL_CHANGED = "BaseModelChanged"
+    ADAPTER_FAILING = "AdapterFailing"
+    ADAPTER_PATH_DIFFERS = "AdapterPathDiffers"
+    ADOPTION_REFUSED = "AdoptionRefused"
+    CHECKPOINT_NOT_PERSISTED = "CheckpointNotPersisted"
+    CONFIG_REJECTED = "ConfigRejected"
+    CONFIG_NEEDS_RESTART = "ConfigNeedsRestart"
+
+
+class Condition(Struct, frozen=True):
+    """Something that holds now and that a person should know: what, and what to do about it.
+
+    There is at most one of a type; its message names the adapters that it concerns.
+    """
+
+    type: ConditionType
+    message: str
+    hint: str = ""
+
+
+class Drift(Struct, frozen=True):
+    """How the listing differs from desired: names missing, listed with another path, listed and not desired."""
+
+    missing: frozenset[str] = frozenset()
+    replaced: frozenset[str] = frozenset()
+    unexpected: frozenset[str] = frozenset()
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.replaced or self.unexpected)
+
+
+class Work(Struct, frozen=True):
+    """Everything that one reconcile hands to the next and that a restart of this process may lose.
+
+    `last` is the last good listing. `missed` counts, for adapters that were listed in this incarnation, the listings
+    in a row without them. `attempts` has an entry only where a load was tried in this incarnation. `restoring` is
+    whether a restore was begun that is not over, so that its beginning is told once.
+    """
+
+    server: ServerState = ServerState()
+    last: Observed | None = None
+    missed: Mapping[str, int] = {}
+    attempts: Mapping[str, Attempt] = {}
+    hold: Hold | None = None
+    withheld: Withheld | None = None
+    recovery: Recovery | None = None
+    drift: Drift = Drift()
+    conditions: tuple[Condition, ...] = ()
+    restoring: bool = False
+
+
+class Verdict(StrEnum):
+    """What one heartbeat came to, in a word."""
+
+    UNKNOWN = "unknown"
+    STEADY = "steady"
+    RESTORING = "restoring"
+    WAITING = "waiting"
+
+
+class Plan(Struct, frozen=True):
+    """What follows from one observation.
+
+    `restores` are to be loaded in this order, and only while the server is in `incarnation`; `observed_at` is when
+    the listing behind them was asked for. `wake_at` is when there may be something to do before the next heartbeat
+    is due, None if there is nothing to wait for.
+    """
+
+    desired: Desired
+    work: Work
+    verdict: Verdict
+    restores: tuple[Adapter, ...] = ()
+    observed_at: float = 0.0
+    wake_at: float | None = None
+    facts: tuple[Fact, ...] = ()
+
+    @property
+    def incarnation(self) -> int:
+        """The number of the life of the server that the plan is for."""
+        return self.desired.incarnation.number
