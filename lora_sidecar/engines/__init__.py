@@ -1,0 +1,45 @@
+"""The engines: what the daemon needs of an inference server, whichever it is.
+
+The only code that talks to a server is below this package, behind one protocol, so that the rest of the program never
+learns a route, a status or a message of any engine.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from lora_sidecar.config import Config
+from lora_sidecar.model import Accepted, Adapter, Failure, Observation, Observed, Withheld
+
+
+class Engine(Protocol):
+    """One server. No method raises for anything that a server or a network may do; each ends by its deadline."""
+
+    def apply(self, config: Config) -> None:
+        """Go by the deadlines of another config from the next request on."""
+        ...
+
+    async def observe(self, trusted: Observed | None) -> Observation:
+        """Probe the server and list its adapters.
+
+        `trusted` is the last good listing if nothing has happened since that casts doubt on whose it was. A listing
+        equal to it is returned with its identity carried over, and its very collections; otherwise the server's
+        identity is read anew, before the listing that is returned: a restart between the two then makes adapters look
+        lost, never unloaded.
+        """
+        ...
+
+    async def load(self, adapter: Adapter, incarnation: int) -> Accepted | Failure | Withheld:
+        """Load one adapter, unless the engine is not known to be awake; never in place.
+
+        `incarnation` is the life of the server for which the load was decided.
+        """
+        ...
+
+    async def unload(self, name: str) -> Accepted | Failure:
+        """Unload one adapter; accepted also if it was not loaded (`already`)."""
+        ...
+
+    async def close(self) -> None:
+        """Release the connections."""
+        ...

@@ -1,0 +1,227 @@
+"""The client of vLLM (0.7 and later): probe, list, identify, load, unload.
+
+The traps guarded against: a listing of another server, or of none, taken for an empty one; a listing that is put down
+to the wrong life of the server; and a load into a sleeping engine, which destroys it (vLLM 0.24 on a GPU: illegal
+memory access, every completion hangs, `/health` stays 200).
+
+Routes and answers were seen on vLLM 0.32.0 and read in the source of 0.7 to 0.33.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Final, assert_never
+
+import msgspec
+from msgspec.structs import replace
+
+from lora_sidecar.config import Config, ServerConfig
+from lora_sidecar.engines.transport import Broken, Reply, Transport
+from lora_sidecar.engines.vllm_wire import (
+    BadListing,
+    Listing,
+    Vitals,
+    classify_load,
+    classify_unload,
+    decode_is_sleeping,
+    decode_listing,
+    decode_metrics,
+    error_text,
+    is_route_absent,
+    sentence,
+)
+from lora_sidecar.model import (
+    Accepted,
+    Adapter,
+    Failure,
+    FailureKind,
+    Observation,
+    Observed,
+    Reason,
+    Unknown,
+    Wakefulness,
+    Withheld,
+)
+
+_LOAD: Final = "/v1/load_lora_adapter"
+_UNLOAD: Final = "/v1/unload_lora_adapter"
+_UNLOAD_DEADLINE: Final = 30.0
+
+_HINTS: Final = {
+    Reason.REFUSED: "nothing listens there; vLLM refuses connections until it is ready",
+    Reason.UNREACHABLE: "check servers[].url",
+    Reason.TIMEOUT: "the server is busy, stopped or hung",
+    Reason.ENGINE_DEAD: "vLLM ends itself within seconds and its container is restarted",
+    Reason.UNAUTHORIZED: "the key in api_key_file must be one that the server was started with",
+    Reason.WRONG_SERVER: "is servers[].url the address of a vLLM server?",
+    Reason.BASE_MODEL_ABSENT: "is servers[].url the right server, and servers[].base_model a name that it serves?",
+    Reason.TLS: "check servers[].tls and the server's certificate",
+    Reason.KEY_UNREADABLE: "check servers[].api_key_file and its mount",
+    Reason.LOCAL: "this process ran out of file descriptors or memory",
+}
+
+
+class Vllm:
+    """One vLLM server; implements `engines.Engine`."""
+
+    def __init__(self, server: ServerConfig, config: Config, now: Callable[[], float]) -> None:
+        """`config` has the deadlines. Raises `SidecarError` where the certificates that `server` names are unusable."""
+        self._transport = Transport(server)
+        self._name = server.name
+        self._base_model = server.base_model
+        self._now = now
+        self._cannot_sleep_in: int | None = None
+        self.apply(config)
+
+    def apply(self, config: Config) -> None:
+        """See `engines.Engine.apply`."""
+        self._probe_timeout = config.heartbeat.probe_timeout
+        self._list_timeout = config.heartbeat.list_timeout
+        self._load_timeout = config.restore.timeout
+        for server in config.servers:
+            if server.name == self._name:
+                self._base_model = server.base_model
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._transport.close()
+
+    async def observe(self, trusted: Observed | None) -> Observation:
+        """See `engines.Engine.observe`."""
+        at = self._now()
+        unready = await self._transport.refresh_key(self._probe_timeout) or await self._probe()
+        if unready is not None:
+            return self._unknown(at, unready)
+        listing = await self._list()
+        if isinstance(listing, Unknown):
+            return listing
+        if trusted is not None and _same(listing, trusted):
+            return replace(trusted, at=at)
+        vitals, runtime_loading = await asyncio.gather(self._vitals(), self._has_load_route())
+        at = self._now()
+        listing = await self._list()
+        if isinstance(listing, Unknown):
+            return listing
+        return Observed(at, listing.bases, listing.adapters, vitals.start_time, runtime_loading)
+
+    async def load(self, adapter: Adapter, incarnation: int) -> Accepted | Failure | Withheld:
+        """See `engines.Engine.load`. `load_inplace` is never sent: before 0.33 it sticks, and re-reads the disk."""
+        withheld = await self._withhold(incarnation)
+        if withheld is not None:
+            return withheld
+        body: dict[str, str | bool] = {"lora_name": adapter.name, "lora_path": adapter.path}
+        if adapter.is_3d_lora_weight:
+            body["is_3d_lora_weight"] = True
+        reply = await self._transport.post(_LOAD, msgspec.json.encode(body), self._load_timeout)
+        return _failure(reply) if isinstance(reply, Broken) else classify_load(reply.status, reply.body)
+
+    async def unload(self, name: str) -> Accepted | Failure:
+        """See `engines.Engine.unload`."""
+        body = msgspec.json.encode({"lora_name": name})
+        reply = await self._transport.post(_UNLOAD, body, _UNLOAD_DEADLINE)
+        return _failure(reply) if isinstance(reply, Broken) else classify_unload(reply.status, reply.body)
+
+    async def _probe(self) -> Broken | None:
+        """Whether the server says that it is well; None if it does. A hung engine does, too."""
+        reply = await self._transport.get("/health", self._probe_timeout)
+        if isinstance(reply, Broken):
+            return reply
+        if reply.ok:
+            return None
+        text = error_text(reply.body)
+        if reply.status in (HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.SERVICE_UNAVAILABLE):
+            busy = "scaling" in text.lower()
+            reason = Reason.STARTING if busy else Reason.ENGINE_DEAD
+            return Broken(reason, f"/health answered {reply.status}{text and ': ' + text}", sent=True)
+        return _refusal("/health", reply)
+
+    async def _list(self) -> Listing | Unknown:
+        at = self._now()
+        reply = await self._transport.get("/v1/models", self._list_timeout)
+        if isinstance(reply, Broken):
+            return self._unknown(at, reply)
+        if not reply.ok:
+            return self._unknown(at, _refusal("/v1/models", reply))
+        listing = decode_listing(reply.body)
+        match listing:
+            case BadListing():
+                sample = sentence(reply.body[:200].decode("utf-8", "replace"))
+                detail = f"/v1/models is {listing.why}; it begins {sample!r}"
+                return self._unknown(at, Broken(Reason.MALFORMED, detail, sent=True))
+            case Listing():
+                absent = self._absent_base(listing)
+                return self._unknown(at, Broken(Reason.BASE_MODEL_ABSENT, absent, sent=True)) if absent else listing
+            case _:
+                assert_never(listing)
+
+    def _absent_base(self, listing: Listing) -> str:
+        served = [base.id for base in listing.bases]
+        if not served:
+            return "/v1/models lists no base model"
+        if self._base_model is not None and self._base_model not in served:
+            return sentence(f"/v1/models lists the base models {served}, not {self._base_model!r}")
+        return ""
+
+    async def _vitals(self) -> Vitals:
+        reply = await self._transport.get("/metrics", self._probe_timeout)
+        return decode_metrics(reply.body) if isinstance(reply, Reply) and reply.ok else Vitals()
+
+    async def _has_load_route(self) -> bool | None:
+        """Whether adapters can be loaded at run time: asked with a GET, the route of a POST answers 405."""
+        reply = await self._transport.get(_LOAD, self._probe_timeout)
+        if isinstance(reply, Broken):
+            return None
+        if is_route_absent(reply.status, reply.body):
+            return False
+        return True if reply.status == HTTPStatus.METHOD_NOT_ALLOWED else None
+
+    async def _withhold(self, incarnation: int) -> Withheld | None:
+        """Why no load may be sent, None if the engine is known to be awake.
+
+        A server without the route `/is_sleeping` (a 404 outside the developer mode) has no route that could put it to
+        sleep either, so one look serves its whole life; any other is asked before every load.
+        """
+        if self._cannot_sleep_in == incarnation:
+            return None
+        vitals, sleeping = await asyncio.gather(
+            self._vitals(), self._transport.get("/is_sleeping", self._probe_timeout)
+        )
+        if isinstance(sleeping, Broken):
+            route_absent, says_asleep = False, None
+        else:
+            route_absent = is_route_absent(sleeping.status, sleeping.body)
+            says_asleep = decode_is_sleeping(sleeping.body) if sleeping.ok else None
+        if says_asleep or vitals.awake is False:
+            return Withheld(Wakefulness.ASLEEP, "the engine sleeps: a load would destroy it")
+        if route_absent:
+            self._cannot_sleep_in = incarnation
+            return None
+        if vitals.awake or says_asleep is False:
+            return None
+        return Withheld(Wakefulness.UNCLEAR, "the server does not tell whether its engine is awake")
+
+    def _unknown(self, at: float, broken: Broken) -> Unknown:
+        return Unknown(at, broken.reason, sentence(broken.detail), _HINTS.get(broken.reason, ""))
+
+
+def _same(listing: Listing, trusted: Observed) -> bool:
+    return listing.adapters == trusted.adapters and listing.bases == trusted.bases
+
+
+def _refusal(path: str, reply: Reply) -> Broken:
+    """A status that is no answer to the question; a redirect is one, too, since it is not followed."""
+    text = error_text(reply.body)
+    detail = f"{path} answered {reply.status}{text and ': ' + text}"
+    if reply.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        return Broken(Reason.UNAUTHORIZED, detail, sent=True)
+    if reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR or reply.status == HTTPStatus.TOO_MANY_REQUESTS:
+        return Broken(Reason.SERVER_ERROR, detail, sent=True)
+    return Broken(Reason.WRONG_SERVER, detail, sent=True)
+
+
+def _failure(broken: Broken) -> Failure:
+    """A load or unload without an answer: ambiguous, unless it never left."""
+    kind = FailureKind.AMBIGUOUS if broken.sent else FailureKind.ENGINE
+    return Failure(kind, sentence(f"{broken.reason.value}: {broken.detail}"))

@@ -1,0 +1,250 @@
+"""vLLM's answers as values: listings, metrics, and what a refused load means. Pure: bytes in, values out.
+
+The trap guarded against is a status code taken at its word. vLLM answers a dead engine with 400 (0.7 to 0.17) or 500
+(since 0.18), a bad adapter with 400 (to 0.17) or 500 (since), a missing folder with 404 and a route that is switched
+off with 404 as well; error bodies are flat (to 0.10.0) or nested (since 0.10.1). So a refusal is classified by its text
+and the shape of its body, and the server's own sentence is kept for a person.
+
+The answers of vLLM 0.32.0 were seen on a real server; those of other versions were read in their source.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from lora_sidecar.model import Accepted, BaseModel, Failure, FailureKind, Listed
+
+MESSAGE_LIMIT = 400
+"""Characters that are kept of a server's sentence."""
+
+_FRAME = "Worker failed with error '"
+_FRAME_END = "', please check the stack trace above for the root cause"
+
+
+class Listing(Struct, frozen=True):
+    """The cards of one good `/v1/models`: base models, and adapters in the order in which they were loaded."""
+
+    bases: tuple[BaseModel, ...]
+    adapters: tuple[Listed, ...]
+
+
+class BadListing(Struct, frozen=True):
+    """A body that is not a listing, and why."""
+
+    why: str
+
+
+class _Card(Struct):
+    id: str
+    root: str | None = None
+    parent: str | None = None
+
+
+class _Body(Struct):
+    object: str
+    data: list[_Card]
+
+
+_LISTING = msgspec.json.Decoder(_Body)
+_ANY = msgspec.json.Decoder()
+
+
+def decode_listing(body: bytes) -> Listing | BadListing:
+    """Read `/v1/models`. A card with a `parent` is an adapter; `root` is then the path it was loaded from."""
+    try:
+        decoded = _LISTING.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        return BadListing(f"not a list of models: {sentence(str(error))}")
+    if decoded.object != "list":
+        return BadListing(f"not a list of models: its object is {sentence(decoded.object)!r}")
+    bases = tuple(BaseModel(card.id, card.root or card.id) for card in decoded.data if card.parent is None)
+    adapters = tuple(Listed(c.id, c.root or "", c.parent) for c in decoded.data if c.parent is not None)
+    if len({card.id for card in decoded.data}) != len(decoded.data):
+        return BadListing("the same model is listed twice")
+    return Listing(bases, adapters)
+
+
+_START_TIME = re.compile(rb"^process_start_time_seconds(?:\{[^}]*\})? (\S+)", re.MULTILINE)
+_SLEEP_STATE = re.compile(rb'^vllm:engine_sleep_state\{[^}]*sleep_state="([a-z_]+)"[^}]*\} (\S+)', re.MULTILINE)
+
+
+class Vitals(Struct, frozen=True):
+    """What `/metrics` tells: when the process started (Unix seconds), whether every engine is awake; None is unsaid."""
+
+    start_time: float | None = None
+    awake: bool | None = None
+
+
+def decode_metrics(body: bytes) -> Vitals:
+    """Read the two families that matter out of `/metrics`, wherever they stand (vLLM 0.11.1 and later have both).
+
+    More than one start time means that several processes answer under one name: then it identifies nothing.
+    """
+    starts = {_number(match) for match in _START_TIME.findall(body)}
+    states = [(state, _number(value)) for state, value in _SLEEP_STATE.findall(body)]
+    asleep = any((value == 0.0) if state == b"awake" else (value != 0.0) for state, value in states)
+    awake = None if not any(state == b"awake" for state, _ in states) else not asleep
+    return Vitals(start_time=starts.pop() if len(starts) == 1 else None, awake=awake)
+
+
+def _number(text: bytes) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if value == value and abs(value) != float("inf") else None  # noqa: PLR0124 - NaN differs from itself
+
+
+def decode_is_sleeping(body: bytes) -> bool | None:
+    """Read `/is_sleeping`, a route of the developer mode; None for anything else than its answer."""
+    match _decoded(body):
+        case {"is_sleeping": bool(asleep)}:
+            return asleep
+        case _:
+            return None
+
+
+def is_route_absent(status: int, body: bytes) -> bool:
+    """Whether a 404 comes from the router (no such route) and not from a handler (no such adapter)."""
+    if status != 404:  # noqa: PLR2004 - the status is the point
+        return False
+    match _decoded(body):
+        case {"error": _} | {"message": _}:
+            return False
+        case _:
+            return True
+
+
+def classify_load(status: int, body: bytes) -> Accepted | Failure:
+    """What the answer to a load means."""
+    if status == 200:  # noqa: PLR2004 - as above
+        return Accepted()
+    text = error_text(body)
+    folded = text.lower()
+    if any(fragment in folded for fragment in _PRESENT):
+        return Accepted(already=True)
+    return Failure(_kind(status, body, folded), _named(status, text), status)
+
+
+def classify_unload(status: int, body: bytes) -> Accepted | Failure:
+    """What the answer to an unload means; an adapter that is not loaded is as good as unloaded."""
+    if status == 200:  # noqa: PLR2004 - as above
+        return Accepted()
+    text = error_text(body)
+    if "cannot be found" in text.lower():
+        return Accepted(already=True)
+    return Failure(_kind(status, body, text.lower()), _named(status, text), status)
+
+
+def _kind(status: int, body: bytes, folded: str) -> FailureKind:
+    if status in (401, 403):
+        return FailureKind.UNAUTHORIZED
+    if is_route_absent(status, body) or status == 405:  # noqa: PLR2004 - as above
+        return FailureKind.SERVER_SETUP
+    for kind, fragments in _FRAGMENTS:
+        if any(fragment in folded for fragment in fragments):
+            return kind
+    if status == 404:  # noqa: PLR2004 - as above
+        return FailureKind.FILES
+    if status in (429, 503):
+        return FailureKind.ENGINE
+    return FailureKind.UNCLASSIFIED
+
+
+_PRESENT = ("already been loaded", "is already loaded")
+
+_FRAGMENTS: tuple[tuple[FailureKind, tuple[str, ...]], ...] = (
+    (
+        FailureKind.SERVER_SETUP,
+        ("lora is not enabled", "engine was not started with lora enabled", "vllm_runtime_lora_allowed_path_prefixes"),
+    ),
+    (
+        FailureKind.ENGINE,
+        (
+            "enginecore encountered",
+            "enginedead",
+            "engine is dead",
+            "server shutting down",
+            "executor failed",
+            "currently scaling",
+            "out of memory",
+        ),
+    ),
+    (
+        FailureKind.FILES,
+        (
+            "no adapter found for",
+            "no such file or directory",
+            "not a directory",
+            "doesn't contain tensors",
+            "must exist and be accessible",
+            "deserializing header",
+            "safetensorerror",
+            "header too",
+            "incomplete metadata",
+            "permission denied",
+            "expecting value: line",
+            "expecting property name",
+        ),
+    ),
+    (
+        FailureKind.ADAPTER,
+        (
+            "max_lora_rank",
+            "must be a positive integer",
+            "unsupported lora weight",
+            "but received [",
+            "support dora",
+            "adapter bias",
+            "lora_bias",
+            "modules_to_save",
+            "missing required configuration",
+            "init_lora_weights",
+            "conflicts with a served base model",
+            "incompatible",
+            "must be provided",
+            "does not support",
+            "outside the configured allowed prefixes",
+        ),
+    ),
+)
+"""Texts of vLLM 0.7 to 0.33 in lower case; the first kind with a match decides, so what heals itself comes first."""
+
+
+def error_text(body: bytes) -> str:
+    """The server's own sentence out of an error body: nested, flat, a string under `error`, `detail`, or plain text."""
+    match _decoded(body):
+        case {"error": {"message": str(text)}} | {"message": str(text)} | {"error": str(text)} | {"detail": str(text)}:
+            return sentence(_unframed(text))
+        case None:
+            return sentence(body[: 4 * MESSAGE_LIMIT].decode("utf-8", "replace"))
+        case _:
+            return sentence(body[: 4 * MESSAGE_LIMIT].decode("utf-8", "replace"))
+
+
+def _unframed(text: str) -> str:
+    """A worker's sentence without the frame that vLLM puts around it."""
+    head, found, tail = text.partition(_FRAME)
+    return head + tail.replace(_FRAME_END, "") if found else text
+
+
+def _named(status: int, text: str) -> str:
+    return text or f"HTTP {status} without a message"
+
+
+def _decoded(body: bytes) -> Any:  # noqa: ANN401 - whatever JSON may hold
+    try:
+        return _ANY.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def sentence(text: str) -> str:
+    """Text made safe for a log line: one line, printable, at most `MESSAGE_LIMIT` characters."""
+    line = " ".join(text[: 4 * MESSAGE_LIMIT].split())
+    clean = "".join(c if c.isprintable() else "�" for c in line)
+    return clean if len(clean) <= MESSAGE_LIMIT else clean[: MESSAGE_LIMIT - 1] + "…"
