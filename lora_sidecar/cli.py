@@ -1,0 +1,145 @@
+"""The command line: `run`, `check`, `schema`, `checkpoint show|verify`, `demo`.
+
+The trap guarded against is a check that needs what it checks: `check` and `checkpoint` touch no server, no lock and no
+port, and the daemon is imported only to be run.
+
+Exit codes: 0 done, or stopped by a signal; 64 usage; 65 a checkpoint that does not verify; 70 a bug; 75 the lock is
+held; 78 bad config.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Final, NoReturn
+
+from lora_sidecar import __version__
+from lora_sidecar.checkpoint import read_file
+from lora_sidecar.codec import Checkpoint, Corrupt, TooNew, decode
+from lora_sidecar.config import json_schema, parse
+from lora_sidecar.errors import CheckpointError, ConfigError
+from lora_sidecar.reload import read
+
+USAGE: Final = 64
+BAD_DATA: Final = 65
+BAD_CONFIG: Final = 78
+DEFAULT_CONFIG: Final = "/etc/lora-sidecar/sidecar.yaml"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(USAGE, f"{self.prog}: {message}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    match options.command:
+        case "run":
+            return _run(options.config)
+        case "check":
+            return _check(options.config)
+        case "schema":
+            return _schema()
+        case "checkpoint":
+            return _checkpoint(options.action, options.file)
+        case "demo":
+            return _demo()
+        case _:
+            raise AssertionError(options.command)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="lora-sidecar", description="Keeps the LoRA adapters of a vLLM server loaded.")
+    parser.add_argument("--version", action="version", version=f"lora-sidecar {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    run = commands.add_parser("run", help="guard the servers of a config until a signal")
+    run.add_argument("--config", default=DEFAULT_CONFIG, help="the YAML file (default: %(default)s)")
+    check = commands.add_parser("check", help="say everything that is wrong with a config, without starting")
+    check.add_argument("--config", default=DEFAULT_CONFIG, help="the YAML file (default: %(default)s)")
+    commands.add_parser("schema", help="print the JSON Schema of the config")
+    checkpoint = commands.add_parser("checkpoint", help="look at a checkpoint file")
+    checkpoint.add_argument("action", choices=["show", "verify"])
+    checkpoint.add_argument("file", help="the checkpoint's path")
+    commands.add_parser("demo", help="kill a small vLLM-compatible server and watch its adapters come back")
+    return parser
+
+
+def _run(path: str) -> int:
+    try:
+        config = parse(read(path), path)
+    except ConfigError as error:
+        _print_problems(error)
+        return BAD_CONFIG
+    from lora_sidecar.daemon import run  # noqa: PLC0415 - only this command needs an event loop
+
+    return run(path, config)
+
+
+def _check(path: str) -> int:
+    try:
+        config = parse(read(path), path)
+    except ConfigError as error:
+        _print_problems(error)
+        return BAD_CONFIG
+    for server in config.servers:
+        print(f"{path}: guards {server.name} at {server.url}")
+    for adapter in config.adapters:
+        required = ", required" if adapter.required else ""
+        print(f"{path}: keeps {adapter.name} from {adapter.path} (priority {adapter.priority}{required})")
+    print(f"{path}: ok")
+    return 0
+
+
+def _print_problems(error: ConfigError) -> None:
+    for problem in error.problems:
+        print(f"{error.source}: {problem}", file=sys.stderr)
+
+
+def _schema() -> int:
+    print(json.dumps(json_schema(), indent=2))
+    return 0
+
+
+def _checkpoint(action: str, path: str) -> int:
+    try:
+        found = decode(read_file(path))
+    except CheckpointError as error:
+        print(error, file=sys.stderr)
+        return BAD_DATA
+    match found:
+        case Corrupt():
+            print(f"{path}: {found.reason} ({found.hint})", file=sys.stderr)
+            return BAD_DATA
+        case TooNew():
+            print(f"{path}: {found.reason} (read it with the lora-sidecar that wrote it)", file=sys.stderr)
+            return BAD_DATA
+        case Checkpoint():
+            if action == "show":
+                _show(found)
+            else:
+                print(f"{path}: ok, generation {found.generation}, {len(found.desired.adapters)} adapters")
+            return 0
+
+
+def _show(checkpoint: Checkpoint) -> None:
+    desired = checkpoint.desired
+    start = desired.incarnation.start_time
+    started = "unknown" if start is None else f"{start:.2f}"
+    print(f"server {checkpoint.server}, generation {checkpoint.generation}")
+    print(f"incarnation {desired.incarnation.number}, started at {started} (Unix seconds)")
+    width = max((len(name) for name in desired.adapters), default=0)
+    for name, adapter in sorted(desired.adapters.items()):
+        listed = "listed" if name in desired.listed else "not listed"
+        print(f"{name!s:{width}}  {adapter.origin.value:9}  {listed:10}  {adapter.path}")
+    for name, path in sorted(desired.released.items()):
+        print(f"{name!s:{width}}  released   until it is unloaded  {path}")
+
+
+def _demo() -> int:
+    from lora_sidecar.demo.show import main as show  # noqa: PLC0415 - no part of the daemon
+
+    return show()

@@ -1,0 +1,173 @@
+"""The composition root: builds the parts, runs their tasks, and ends them.
+
+The traps guarded against: a task that dies unseen (a `TaskGroup` ends all of them with it, and the container is
+restarted); a shutdown that waits for something that never ends (it is bounded, and a second signal does not wait); and
+a process that as PID 1 ignores SIGTERM (it is handled explicitly).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable
+from typing import Final
+
+from lora_sidecar import __version__
+from lora_sidecar.checkpoint import Store
+from lora_sidecar.config import Config, ServerConfig
+from lora_sidecar.engines.vllm import Vllm
+from lora_sidecar.errors import LockHeldError, SidecarError
+from lora_sidecar.events import Event, Fact, Level, info
+from lora_sidecar.keeper import Keeper
+from lora_sidecar.log import Journal, Sink, configure, set_level
+from lora_sidecar.ops.http import OpsServer
+from lora_sidecar.ops.metrics import Metrics
+from lora_sidecar.reload import Reloader
+from lora_sidecar.status import Board
+from lora_sidecar.watch import Clockwork, Watch
+
+STOPPED: Final = 0
+BUG: Final = 70
+LOCK_HELD: Final = 75
+BAD_CONFIG: Final = 78
+
+SHUTDOWN_SECONDS: Final = 4.5
+"""Everything must have ended by then, or the process ends without it; Kubernetes is promised 5 s."""
+
+
+def run(path: str, config: Config) -> int:
+    """Run until a signal ends it; returns the exit code. `path` is where `config` was read from."""
+    sink = configure(config.log.level, config.log.format)
+    try:
+        return asyncio.run(_Daemon(path, config, sink).run())
+    finally:
+        sink.close()
+
+
+class _Daemon:
+    """The parts of one process."""
+
+    def __init__(self, path: str, config: Config, sink: Sink) -> None:
+        self._path = path
+        self._config = config
+        self._sink = sink
+        self._watches: list[Watch] = []
+        self._engines: list[Vllm] = []
+        self._keepers: list[Keeper] = []
+        self._stopping = asyncio.Event()
+        self._signal = ""
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+        now = loop.time
+        self._journal = Journal(now)
+        self._board = Board(tuple(server.name for server in self._config.servers))
+        self._metrics = Metrics(self._board, now)
+        self._ops = OpsServer(self._config.ops, self._board, self._metrics, now, self._liveness)
+        self._journal.write(info(Event.DAEMON_STARTED, version=__version__, pid=os.getpid(), config=self._path))
+        try:
+            return await self._guarded(now)
+        finally:
+            await self._close()
+
+    async def _guarded(self, now: Callable[[], float]) -> int:
+        """Start and run the parts; every way in which that ends has an exit code."""
+        try:
+            await self._start(now)
+            await self._run_tasks()
+        except LockHeldError as error:
+            return self._ended(LOCK_HELD, error)
+        except SidecarError as error:
+            return self._ended(BAD_CONFIG, error)
+        except Exception:  # noqa: BLE001 - a bug: told once with its traceback, and the container is restarted
+            failed = {"exit_code": BUG, "hint": "this is a bug of lora-sidecar: please report the traceback"}
+            self._journal.write(Fact(Event.DAEMON_FAILED, Level.ERROR, failed | {"exc_info": sys.exc_info()}))
+            return BUG
+        self._journal.write(info(Event.DAEMON_STOPPED, signal=self._signal, exit_code=STOPPED))
+        return STOPPED
+
+    def _ended(self, code: int, error: SidecarError) -> int:
+        fields = {
+            "exit_code": code,
+            "attempted": error.attempted,
+            "target": error.target,
+            "cause": error.cause,
+            "hint": error.hint,
+        }
+        self._journal.write(Fact(Event.DAEMON_FAILED, Level.ERROR, fields))
+        return code
+
+    async def _start(self, now: Callable[[], float]) -> None:
+        await self._ops.start()
+        self._journal.write(
+            info(
+                Event.CONFIG_LOADED,
+                source=self._path,
+                servers=[server.name for server in self._config.servers],
+                adapters=len(self._config.adapters),
+                ops=list(self._ops.addresses),
+            )
+        )
+        clock = Clockwork(now, random.random)
+        for server in self._config.servers:
+            self._watches.append(self._watch(server, clock))
+        for watch in self._watches:
+            await watch.open()
+
+    def _watch(self, server: ServerConfig, clock: Clockwork) -> Watch:
+        engine = Vllm(server, self._config, clock.now)
+        self._engines.append(engine)
+        checkpoint = self._config.checkpoint
+        store = Store(checkpoint.directory, server.name, checkpoint.format)
+        keeper = Keeper(store, checkpoint.timeout, clock.now)
+        self._keepers.append(keeper)
+        journal = Journal(clock.now, server=server.name)
+
+        def report(*facts: Fact) -> None:
+            journal.write(*facts)
+            self._metrics.count(server.name, facts)
+
+        return Watch(server.name, self._config, engine, keeper, self._board, report, clock)
+
+    async def _run_tasks(self) -> None:
+        reloader = Reloader(self._path, self._config, self._board, self._journal.write, self._apply)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(reloader.run(), name="reload")]
+            for watch in self._watches:
+                tasks.append(group.create_task(watch.run(), name="watch"))
+                tasks.append(group.create_task(watch.restorer.run(), name="restore"))
+            await self._stopping.wait()
+            for task in tasks:
+                task.cancel()
+
+    def _apply(self, config: Config) -> None:
+        self._config = config
+        set_level(config.log.level)
+        for watch in self._watches:
+            watch.reconfigure(config)
+
+    def _liveness(self) -> float:
+        return self._config.heartbeat.liveness
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if self._stopping.is_set():
+            os._exit(STOPPED)
+        self._signal = number.name
+        self._stopping.set()
+        asyncio.get_running_loop().call_later(SHUTDOWN_SECONDS, os._exit, STOPPED)
+        self._journal.write(info(Event.DAEMON_STOPPING, signal=number.name))
+
+    async def _close(self) -> None:
+        """End what is left; a save under way is let finish, anything else is not waited for."""
+        for keeper in self._keepers:
+            await keeper.close(SHUTDOWN_SECONDS / 2)
+        for engine in self._engines:
+            await engine.close()
+        await self._ops.close()
+        if self._sink.dropped:
+            self._journal.write(Fact(Event.LOG_DROPPED, Level.WARNING, {"lines": self._sink.dropped}))

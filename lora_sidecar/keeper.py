@@ -1,0 +1,166 @@
+"""Keeps desired durable while the daemon runs: loads it, saves it when it changed, retries, and says how it stands.
+
+The trap guarded against is a disk that decides over adapters. A full or hung disk must neither stop the heartbeat nor
+lose what is known: memory is authoritative, the save is repeated with backoff, and a condition says so until it works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from msgspec.structs import replace
+
+from lora_sidecar.checkpoint import Loaded, Note, Store
+from lora_sidecar.codec import Checkpoint
+from lora_sidecar.errors import CheckpointError
+from lora_sidecar.events import Event, Fact, Level, info, warning
+from lora_sidecar.model import Desired, Incarnation
+from lora_sidecar.offload import Offloader
+from lora_sidecar.work import Condition, ConditionType
+
+LOCK_WAIT: Final = 10.0
+"""Seconds to wait for the lock at start: a predecessor that is being stopped needs up to 5 s."""
+
+_FIRST_RETRY: Final = 1.0
+_LAST_RETRY: Final = 300.0
+
+
+class Keeper:
+    """One server's checkpoint, for its watch alone."""
+
+    def __init__(self, store: Store, timeout: float, now: Callable[[], float]) -> None:
+        """`timeout` bounds one save, in seconds."""
+        self._store = store
+        self._timeout = timeout
+        self._now = now
+        self._offloader = Offloader(f"checkpoint-{store.server}")
+        self._read = False
+        self._saved: Desired | None = None
+        self._failures = 0
+        self._retry_at = 0.0
+        self.generation = 0
+        self.condition: Condition | None = None
+
+    async def open(self) -> tuple[Desired, tuple[Fact, ...]]:
+        """Take the lock and read what was remembered; an unusable directory leaves memory to work with.
+
+        Raises `LockHeldError` where another process keeps the lock.
+        """
+        try:
+            loaded = await self._offloader.run(self._open_and_load, LOCK_WAIT + self._timeout)
+        except (CheckpointError, TimeoutError) as error:
+            return _EMPTY, (self._failed(error),)
+        return self._take(loaded)
+
+    def _open_and_load(self) -> Loaded:
+        self._store.open(wait=LOCK_WAIT)
+        return self._store.load()
+
+    def _take(self, loaded: Loaded) -> tuple[Desired, tuple[Fact, ...]]:
+        self._read = True
+        facts = [_quarantined(note) for note in loaded.notes]
+        if loaded.checkpoint is None:
+            return _EMPTY, tuple(facts)
+        self.generation = loaded.checkpoint.generation
+        desired = loaded.checkpoint.desired
+        if loaded.source == "current":
+            self._saved = desired
+        facts.append(
+            info(
+                Event.CHECKPOINT_LOADED,
+                generation=self.generation,
+                source=loaded.source,
+                adapters=len(desired.adapters),
+                incarnation=desired.incarnation.number,
+            )
+        )
+        return desired, tuple(facts)
+
+    async def keep(self, desired: Desired) -> tuple[Desired, tuple[Fact, ...]]:
+        """Make `desired` durable if it is not yet and a try is due; never raises.
+
+        Returns what is desired from now on: `desired`, joined with what a directory held that could be read only now.
+        """
+        if desired is self._saved or (self._failures and self._now() < self._retry_at):
+            return desired, ()
+        try:
+            facts: tuple[Fact, ...] = ()
+            if not self._read:
+                remembered, facts = self._take(await self._offloader.run(self._open_and_load_now, self._timeout))
+                desired = _joined(desired, remembered)
+            checkpoint = Checkpoint(self.generation + 1, self._store.server, desired)
+            await self._offloader.run(lambda: self._store.save(checkpoint), self._timeout)
+        except (CheckpointError, TimeoutError) as error:
+            return desired, (self._failed(error),)
+        return desired, (*facts, *self._succeeded(checkpoint))
+
+    def _open_and_load_now(self) -> Loaded:
+        self._store.open()
+        return self._store.load()
+
+    async def close(self, deadline: float) -> None:
+        """Let a save under way finish, for at most `deadline` seconds, and give up the lock."""
+        if await self._offloader.settle(deadline):
+            with suppress(CheckpointError):
+                self._store.close()
+
+    def _succeeded(self, checkpoint: Checkpoint) -> tuple[Fact, ...]:
+        failures, self._failures, self.condition = self._failures, 0, None
+        self._saved, self.generation = checkpoint.desired, checkpoint.generation
+        adapters = len(checkpoint.desired.adapters)
+        written = Fact(
+            Event.CHECKPOINT_WRITTEN, Level.DEBUG, {"generation": checkpoint.generation, "adapters": adapters}
+        )
+        if not failures:
+            return (written,)
+        recovered = info(
+            Event.CHECKPOINT_RECOVERED, generation=checkpoint.generation, adapters=adapters, previous_errors=failures
+        )
+        return (written, recovered)
+
+    def _failed(self, error: CheckpointError | TimeoutError) -> Fact:
+        self._failures += 1
+        wait = min(_LAST_RETRY, _FIRST_RETRY * 2 ** min(self._failures - 1, 16))
+        self._retry_at = self._now() + wait
+        # A save that is late may still come to its end, with this number; the next one must be newer than it.
+        self.generation += isinstance(error, TimeoutError)
+        message, hint = _told(error, self._store.directory, self._timeout)
+        self.condition = Condition(ConditionType.CHECKPOINT_NOT_PERSISTED, message, hint)
+        return warning(
+            Event.CHECKPOINT_WRITE_FAILED,
+            repeats=message,
+            message=message,
+            hint=hint,
+            consecutive=self._failures,
+            retry_seconds=wait,
+        )
+
+
+_EMPTY: Final = Desired(adapters={}, incarnation=Incarnation(0))
+
+
+def _joined(desired: Desired, remembered: Desired) -> Desired:
+    """What is known now, and the adapters that were remembered and are not: a late mount is no reason to forget."""
+    adapters = {n: a for n, a in remembered.adapters.items() if n not in desired.released} | dict(desired.adapters)
+    return replace(desired, adapters=adapters)
+
+
+def _told(error: CheckpointError | TimeoutError, directory: str, timeout: float) -> tuple[str, str]:
+    match error:
+        case CheckpointError():
+            return f"{error.attempted} {error.target}: {error.cause}", error.hint
+        case TimeoutError():
+            return f"write the checkpoint to {directory}: not done within {timeout:g} s", "is the volume's disk hung?"
+
+
+def _quarantined(note: Note) -> Fact:
+    return warning(
+        Event.CHECKPOINT_QUARANTINED,
+        kind=note.kind.value,
+        file=note.file,
+        moved_to=note.moved_to,
+        reason=note.reason,
+        hint=note.hint,
+    )

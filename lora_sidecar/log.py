@@ -1,0 +1,165 @@
+"""The log: one JSON object a line off a terminal, readable lines on one, and never in the heartbeat's way.
+
+Three traps are guarded against. A log that is not read blocks whoever writes to it (a full pipe); so lines go through a
+bounded queue to a thread, and what does not fit is dropped and counted. A failure that repeats every second buries what
+matters; so repeats are thinned out and carry their count. And a wall clock in the logic breaks with the clock; so it
+is read here only, to stamp lines.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, TextIO
+
+import msgspec
+import structlog
+
+from lora_sidecar.events import Event, Fact, Level
+
+_QUEUE: Final = 2000
+_REPEAT_SECONDS: Final = 30.0
+_REMEMBERED: Final = 1000
+_LINE_LIMIT: Final = 16_384
+_RANKS: Final = {Level.DEBUG: 10, Level.INFO: 20, Level.WARNING: 30, Level.ERROR: 40}
+
+Logger = structlog.typing.FilteringBoundLogger
+
+
+class Sink:
+    """A stream behind a bounded queue and a thread of its own; lines that do not fit are dropped and counted."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._fd = stream.fileno()
+        self._lines: queue.Queue[bytes | None] = queue.Queue(_QUEUE)
+        self.dropped = 0
+        self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
+        self._thread.start()
+
+    def put(self, line: str) -> None:
+        """Queue one line, without waiting."""
+        try:
+            self._lines.put_nowait(line.encode("utf-8", "backslashreplace") + b"\n")
+        except queue.Full:
+            self.dropped += 1
+
+    def close(self, deadline: float = 1.0) -> None:
+        """Write what is queued, for at most `deadline` seconds."""
+        try:
+            self._lines.put(None, timeout=deadline)
+        except queue.Full:
+            return
+        self._thread.join(deadline)
+
+    def _write_all(self) -> None:
+        while (line := self._lines.get()) is not None:
+            try:
+                rest = memoryview(line)
+                while rest:
+                    rest = rest[os.write(self._fd, rest) :]
+            except OSError:
+                # The reader is gone; the heartbeat is worth more than its log.
+                self.dropped += 1
+
+
+class _SinkLogger:
+    """What structlog calls with a rendered line."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def msg(self, line: str) -> None:
+        self._sink.put(line)
+
+    log = debug = info = warning = warn = error = critical = exception = fatal = msg
+
+
+def configure(level: str, format_: str, stream: TextIO | None = None) -> Sink:
+    """Set structlog up for the process. `format_` is "json", "pretty", or "auto": pretty on a terminal."""
+    stream = sys.stdout if stream is None else stream
+    sink = Sink(stream)
+    pretty = format_ == "pretty" or (format_ == "auto" and stream.isatty())
+    renderer: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer(colors=stream.isatty(), pad_event_to=24, sort_keys=False) if pretty else _json
+    )
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            _stamp,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(_RANKS[Level(level)]),
+        logger_factory=lambda *_: _SinkLogger(sink),
+        cache_logger_on_first_use=False,
+    )
+    return sink
+
+
+def set_level(level: str) -> None:
+    """Change the least level that is logged, at once."""
+    wrapper = structlog.make_filtering_bound_logger(_RANKS[Level(level)])
+    structlog.configure(**{**structlog.get_config(), "wrapper_class": wrapper})
+
+
+def _stamp(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    level = event.pop("level")
+    return {"timestamp": _iso(datetime.now(UTC)), "level": level, "event": event.pop("event"), **event}
+
+
+def _json(_: object, __: str, event: structlog.typing.EventDict) -> str:
+    line = msgspec.json.encode(event, enc_hook=repr).decode()
+    if len(line) <= _LINE_LIMIT:
+        return line
+    kept = {key: value for key, value in event.items() if isinstance(value, int | float) or len(str(value)) <= 256}  # noqa: PLR2004
+    return msgspec.json.encode({**kept, "truncated": True}, enc_hook=repr).decode()
+
+
+def _iso(moment: datetime) -> str:
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class Journal:
+    """Writes facts to the log: dates for the loop's times, and repeats at most every 30 s with their count."""
+
+    def __init__(self, now: Callable[[], float], **bound: str) -> None:
+        """`now` is the loop's clock; `bound` stands on every line."""
+        self._now = now
+        self._log: Logger = structlog.get_logger(**bound)
+        self._repeats: dict[tuple[Event, str], tuple[float, int]] = {}
+
+    def write(self, *facts: Fact) -> None:
+        """Log facts in order."""
+        for fact in facts:
+            suppressed = self._suppressed(fact)
+            if suppressed is not None:
+                fields = self._dated(fact.fields) | ({"suppressed": suppressed} if suppressed else {})
+                self._log.log(_RANKS[fact.level], fact.event.value, **fields)
+
+    def _suppressed(self, fact: Fact) -> int | None:
+        """How many repeats were left out before this one, None if it is to be left out as well."""
+        if not fact.repeats:
+            return 0
+        now = self._now()
+        key = (fact.event, fact.repeats)
+        said_at, count = self._repeats.get(key, (float("-inf"), 0))
+        if now - said_at < _REPEAT_SECONDS:
+            self._repeats[key] = (said_at, count + 1)
+            return None
+        if len(self._repeats) >= _REMEMBERED:
+            self._repeats.clear()
+        self._repeats[key] = (now, 0)
+        return count
+
+    def _dated(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        loop_now, wall_now = self._now(), datetime.now(UTC)
+        return {
+            key: _iso(wall_now - timedelta(seconds=loop_now - value))
+            if key.endswith("_at") and isinstance(value, float)
+            else value
+            for key, value in fields.items()
+        }

@@ -1,0 +1,1 @@
+"""HTTP for people and machines: probes and metrics. It reads snapshots and changes nothing."""

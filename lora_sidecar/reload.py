@@ -1,0 +1,133 @@
+"""Notices that the mounted config changed, and hands over a valid one.
+
+The traps guarded against: a ConfigMap is swapped by renaming a link, which file watching reports differently on every
+system and `stat` on the file alone misses; so the content is read again and compared. In the middle of a swap the file
+is gone for an instant; so one absence is looked at twice. And a bad edit must not disarm the watchdog: the last good
+config stays in force and a condition says so until the file is mended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from lora_sidecar.config import Config, parse, restart_needed
+from lora_sidecar.errors import ConfigError, Problem
+from lora_sidecar.events import Event, Fact, info, warning
+from lora_sidecar.offload import Offloader
+from lora_sidecar.status import Board
+from lora_sidecar.work import Condition, ConditionType
+
+POLL_SECONDS: Final = 2.0
+SIZE_CAP: Final = 1024 * 1024
+_READ_SECONDS: Final = 5.0
+
+
+def read(path: str) -> bytes:
+    """The config's bytes, at most one more than a config may have. Raises `ConfigError`."""
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(SIZE_CAP + 1)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(path, (Problem(0, "", f"cannot be read: {reason}", "is it mounted?"),)) from error
+
+
+class Reloader:
+    """Watches one config file on behalf of everybody."""
+
+    def __init__(
+        self, path: str, config: Config, board: Board, report: Callable[..., None], apply: Callable[[Config], None]
+    ) -> None:
+        """`config` is the one in force, read from `path`; `apply` is called with each valid one that differs."""
+        self._path = path
+        self._started_with = config
+        self._config = config
+        self._board = board
+        self._report = report
+        self._apply = apply
+        self._offloader = Offloader("config")
+        self._digest: bytes | None = None
+        self._needs_restart: Condition | None = None
+
+    async def run(self) -> None:
+        """Look every 2 s, for ever."""
+        while True:
+            await self.look()
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def look(self) -> None:
+        """Read the file once, and take over what it says if it is new and valid."""
+        try:
+            data = await self._read()
+        except (ConfigError, TimeoutError) as error:
+            self._reject(error)
+            self._digest = None
+            return
+        digest = hashlib.sha256(data).digest()
+        if digest == self._digest:
+            return
+        self._digest = digest
+        try:
+            # Off the loop: a config that is made to be slow takes seconds.
+            config = await self._offloader.run(lambda: parse(data, self._path), _READ_SECONDS)
+        except (ConfigError, TimeoutError) as error:
+            self._reject(error)
+        else:
+            self._accept(config)
+
+    async def _read(self) -> bytes:
+        try:
+            return await self._offloader.run(lambda: read(self._path), _READ_SECONDS)
+        except ConfigError:
+            await asyncio.sleep(_READ_SECONDS / 50)
+            return await self._offloader.run(lambda: read(self._path), _READ_SECONDS)
+
+    def _accept(self, config: Config) -> None:
+        changed = config != self._config
+        fields = restart_needed(self._started_with, config)
+        self._needs_restart = _needs_restart(fields)
+        self._show(None)
+        if not changed:
+            return
+        self._config = config
+        self._board.config_generation += 1
+        self._apply(config)
+        self._report(
+            info(Event.CONFIG_RELOADED, adapters=len(config.adapters), generation=self._board.config_generation)
+        )
+        if self._needs_restart is not None:
+            self._report(_raised(self._needs_restart))
+
+    def _reject(self, error: ConfigError | TimeoutError) -> None:
+        told = [str(p) for p in error.problems] if isinstance(error, ConfigError) else ["reading it takes too long"]
+        rejected = Condition(
+            ConditionType.CONFIG_REJECTED,
+            f"{self._path}: {'; '.join(told[:5])}",
+            "mend the file; until then the config before it stays in force",
+        )
+        self._report(
+            warning(
+                Event.CONFIG_REJECTED, repeats="; ".join(told), source=self._path, problems=told, hint=rejected.hint
+            )
+        )
+        self._show(rejected)
+
+    def _show(self, rejected: Condition | None) -> None:
+        self._board.config_conditions = tuple(c for c in (rejected, self._needs_restart) if c is not None)
+
+
+def _needs_restart(fields: tuple[str, ...]) -> Condition | None:
+    if not fields:
+        return None
+    message = f"these take effect at the next start only: {', '.join(fields)}"
+    return Condition(ConditionType.CONFIG_NEEDS_RESTART, message, "restart the sidecar's container to apply them")
+
+
+def _raised(condition: Condition) -> Fact:
+    return warning(
+        Event.CONDITION_RAISED, condition=condition.type.value, message=condition.message, hint=condition.hint
+    )

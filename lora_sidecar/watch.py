@@ -1,0 +1,152 @@
+"""One server's heartbeat: probe, list, reconcile, persist, hand over, publish. The sole owner of that server's state.
+
+Two traps are guarded against. Acting before remembering: a crash between the two would forget what was done; so desired
+is persisted before the plan is handed over. And a liveness that lies: the stamp is set when a heartbeat has come to its
+end, whatever it found, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from msgspec.structs import replace
+
+from lora_sidecar.attempts import Clock, pardon
+from lora_sidecar.config import Config
+from lora_sidecar.desired import declare
+from lora_sidecar.engines import Engine
+from lora_sidecar.events import Event, Fact, Level, warning
+from lora_sidecar.keeper import Keeper
+from lora_sidecar.model import Desired, Incarnation, Observed
+from lora_sidecar.outage import next_look
+from lora_sidecar.reconcile import Policy, reconcile
+from lora_sidecar.restorer import Restorer
+from lora_sidecar.status import Board, ServerStatus
+from lora_sidecar.work import Plan, ServerState, Work
+
+Report = Callable[..., None]
+"""Takes facts, to be logged and counted."""
+
+
+class Clockwork:
+    """Where a watch gets the time and its jitter from: the loop's clock, and a source of chance in [0, 1)."""
+
+    def __init__(self, now: Callable[[], float], jitter: Callable[[], float]) -> None:
+        """Both are called at every heartbeat."""
+        self.now = now
+        self.jitter = jitter
+
+
+class Watch:
+    """Watches one server. `open` it, then `run` it; `reconfigure` and `look` may be called at any time."""
+
+    def __init__(
+        self, name: str, config: Config, engine: Engine, keeper: Keeper, board: Board, report: Report, clock: Clockwork
+    ) -> None:
+        """`name` is the server's in the config, `report` takes the facts of this server."""
+        self._name = name
+        self._engine = engine
+        self._keeper = keeper
+        self._board = board
+        self._report = report
+        self._clock = clock
+        self._wanted = config
+        self._config: Config | None = None
+        self._desired = Desired(adapters={}, incarnation=Incarnation(0))
+        self._work = Work(server=ServerState(since=clock.now()))
+        self._look = asyncio.Event()
+        self.restorer = Restorer(engine, clock.now, self.look)
+
+    async def open(self) -> None:
+        """Read what was remembered. Raises `LockHeldError` where another process keeps this checkpoint."""
+        self._desired, facts = await self._keeper.open()
+        self._report(*facts)
+
+    def reconfigure(self, config: Config) -> None:
+        """Go by another config from the next heartbeat on, which is now."""
+        self._wanted = config
+        self.look()
+
+    def look(self) -> None:
+        """Have the next heartbeat at once."""
+        self._look.set()
+
+    async def run(self) -> None:
+        """Beat for ever, at a fixed rate; what is overdue is skipped and never made up for."""
+        while True:
+            began = self._clock.now()
+            plan = await self.beat()
+            await self._pause(began, plan)
+
+    async def beat(self) -> Plan:
+        """One heartbeat, from top to bottom."""
+        began = self._clock.now()
+        config = self._apply_config()
+        seen = await self._engine.observe(self._trusted())
+        plan = reconcile(
+            self._desired,
+            seen,
+            self._work,
+            Policy.of(config),
+            outcomes=self.restorer.drain(),
+            clock=Clock(self._clock.now(), self._clock.jitter()),
+        )
+        self._work = plan.work
+        self._report(*plan.facts)
+        self._desired, facts = await self._keeper.keep(plan.desired)
+        self._report(*facts)
+        self.restorer.offer(plan)
+        self._publish(plan, began, config)
+        return plan
+
+    def _apply_config(self) -> Config:
+        """Take over a config that is new: what it declares is desired from this heartbeat on."""
+        if self._config is not self._wanted:
+            self._config = self._wanted
+            self._engine.apply(self._config)
+            before = self._desired
+            self._desired, facts = declare(before, self._config.adapters)
+            self._work = replace(self._work, attempts=pardon(self._work.attempts, before, self._desired))
+            self._report(*facts)
+        return self._config
+
+    def _trusted(self) -> Observed | None:
+        """The last listing, if nothing since casts doubt on whose it was and nothing is about to be forgotten."""
+        doubtful = self._work.server.errors or self._work.server.interrupted or self._work.missed
+        return None if doubtful else self._work.last
+
+    def _publish(self, plan: Plan, began: float, config: Config) -> None:
+        ended = self._clock.now()
+        kept = (self._keeper.condition,) if self._keeper.condition is not None else ()
+        self._board.publish(
+            ServerStatus(
+                name=self._name,
+                desired=self._desired,
+                work=plan.work,
+                verdict=plan.verdict,
+                beat_at=ended,
+                beat_seconds=ended - began,
+                saved_generation=self._keeper.generation,
+                conditions=plan.work.conditions + kept,
+            )
+        )
+        seconds = round(ended - began, 4)
+        said = {"verdict": plan.verdict.value, "seconds": seconds, "adapters": len(self._desired.adapters)}
+        self._report(Fact(Event.HEARTBEAT_COMPLETED, Level.DEBUG, said))
+        longest = config.heartbeat.probe_timeout + 2 * config.heartbeat.list_timeout + config.checkpoint.timeout
+        if seconds > longest + config.heartbeat.interval:
+            self._report(warning(Event.HEARTBEAT_OVERRUN, repeats="overrun", **said))
+
+    async def _pause(self, began: float, plan: Plan) -> None:
+        config = self._config or self._wanted
+        now = self._clock.now()
+        due = began + next_look(self._work.server, config.heartbeat, now)
+        if plan.wake_at is not None:
+            due = min(due, plan.wake_at)
+        try:
+            async with asyncio.timeout_at(max(due, now)):
+                await self._look.wait()
+        except TimeoutError:
+            return
+        self._look.clear()
