@@ -137,14 +137,14 @@ def undecided(attempt: Attempt, asked_at: float) -> bool:
 def settle(
     attempts: Mapping[str, Attempt],
     listed: Mapping[str, str],
-    missing: Mapping[str, Adapter],
+    desired: Mapping[str, Adapter],
     asked_at: float,
     backoff: BackoffConfig,
     clock: Clock,
 ) -> tuple[Mapping[str, Attempt], tuple[Fact, ...]]:
     """Decide the loads that ended before the listing was asked for, by that listing.
 
-    `listed` maps the listed names to their paths, `missing` the names that are missing to their adapters.
+    `listed` maps the listed names to their paths, `desired` the desired ones to their adapters.
     """
     if not attempts:
         return attempts, ()
@@ -155,12 +155,12 @@ def settle(
             kept = _listed(attempt, backoff, clock)
             if attempt.listed_since is None and attempt.ended_at:
                 facts.append(_succeeded(name, listed[name], attempt))
-        elif name in missing:
+        elif name in desired:
             kept = replace(attempt, listed_since=None)
             if attempt.accepted and not undecided(attempt, asked_at):
                 kept = replace(kept, accepted=False)
                 kept = _counted(kept, _NOT_LISTED, backoff, clock)
-                facts.append(failed(missing[name], kept, _NOT_LISTED))
+                facts.append(failed(desired[name], kept, _NOT_LISTED))
         else:
             continue
         if kept is not None:
@@ -173,7 +173,7 @@ def _listed(attempt: Attempt, backoff: BackoffConfig, clock: Clock) -> Attempt |
     since = clock.now if attempt.listed_since is None else attempt.listed_since
     if attempt.failures == 0 or clock.now - since >= backoff.reset_after:
         return None
-    return replace(attempt, listed_since=since, ended_at=0.0)
+    return replace(attempt, listed_since=since, ended_at=0.0, accepted=False)
 
 
 def _succeeded(name: str, path: str, attempt: Attempt) -> Fact:

@@ -30,12 +30,14 @@ _LAST_RETRY: Final = 300.0
 class Keeper:
     """One server's checkpoint, for its watch alone."""
 
-    def __init__(self, store: Store, timeout: float, now: Callable[[], float]) -> None:
-        """`timeout` bounds one save, in seconds."""
+    def __init__(
+        self, store: Store, timeout: float, now: Callable[[], float], offloader: Offloader | None = None
+    ) -> None:
+        """`timeout` bounds one save, in seconds; `offloader` is where the disk is waited for."""
         self._store = store
         self._timeout = timeout
         self._now = now
-        self._offloader = Offloader(f"checkpoint-{store.server}")
+        self._offloader = offloader or Offloader(f"checkpoint-{store.server}")
         self._read = False
         self._saved: Desired | None = None
         self._failures = 0

@@ -84,7 +84,7 @@ def _plan(desired: Desired, seen: Observed, work: Work, policy: Policy, judgemen
     desired = _remember_listed(desired, listed)
     desired, missed, missing, forgotten = _tell_unloaded_from_lost(desired, work.missed, listed, policy, judgement)
     blocked = _blocked(missing, seen.bases)
-    attempts, settled = settle(work.attempts, listed, missing, seen.at, policy.backoff, clock)
+    attempts, settled = settle(work.attempts, listed, desired.adapters, seen.at, policy.backoff, clock)
     drift, drifted = _drift(work.drift, desired, listed, missing, refused)
 
     lost = frozenset(missing)
