@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import random
+import re
+from typing import get_args
+
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lora_sidecar.codec import Checkpoint, Corrupt, Format, TooNew, decode, encode
+from lora_sidecar.model import Adapter, Desired, Incarnation, Origin
+from tests.support.checkpoints import sealed, sealed_tree
+
+# Whatever a JSON text can say: the two halves of one character side by side are that character, there as here.
+ANY_TEXT = st.text(st.characters()).map(lambda text: re.sub("[\ud800-\udbff][\udc00-\udfff]", "?", text))
+CLEAN_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+FORMATS = st.sampled_from(get_args(Format))
+
+
+def checkpoints(texts: st.SearchStrategy[str]) -> st.SearchStrategy[Checkpoint]:
+    """Checkpoints with every field varied."""
+    adapters = st.builds(
+        Adapter,
+        name=texts,
+        path=texts,
+        origin=st.sampled_from(Origin),
+        required=st.booleans(),
+        priority=st.integers(),
+        is_3d_lora_weight=st.booleans(),
+        base=st.none() | texts,
+    )
+    return st.builds(
+        Checkpoint,
+        generation=st.integers(min_value=0),
+        server=texts,
+        desired=st.builds(
+            Desired,
+            adapters=st.lists(adapters, max_size=6).map(lambda some: {one.name: one for one in some}),
+            incarnation=st.builds(
+                Incarnation,
+                number=st.integers(min_value=0),
+                start_time=st.none() | st.floats(allow_nan=False, allow_infinity=False),
+            ),
+            listed=st.frozensets(texts, max_size=4),
+            released=st.dictionaries(texts, texts, max_size=4),
+        ),
+    )
+
+
+@settings(deadline=None)
+@given(checkpoint=checkpoints(ANY_TEXT), format_=FORMATS)
+def test_what_was_written_is_what_is_read(checkpoint: Checkpoint, format_: Format) -> None:
+    """Any checkpoint, whatever its names hold, is read back exactly, floats to the last bit."""
+    assert decode(encode(checkpoint, format_)) == checkpoint
+
+
+@settings(deadline=None)
+@given(checkpoint=checkpoints(ANY_TEXT), format_=FORMATS, seed=st.integers())
+def test_order_in_memory_leaves_no_trace(checkpoint: Checkpoint, format_: Format, seed: int) -> None:
+    """Equal checkpoints are equal bytes, so an unchanged state can be told from a changed one."""
+    desired = checkpoint.desired
+    names, released = list(desired.adapters), list(desired.released)
+    random.Random(seed).shuffle(names)
+    random.Random(seed).shuffle(released)
+    shuffled = Checkpoint(
+        checkpoint.generation,
+        checkpoint.server,
+        Desired(
+            adapters={name: desired.adapters[name] for name in names},
+            incarnation=desired.incarnation,
+            listed=frozenset(sorted(desired.listed)),
+            released={name: desired.released[name] for name in released},
+        ),
+    )
+
+    assert encode(shuffled, format_) == encode(checkpoint, format_)
+
+
+@settings(deadline=None)
+@given(checkpoint=checkpoints(CLEAN_TEXT))
+def test_yaml_tools_read_the_same_names(checkpoint: Checkpoint) -> None:
+    """The YAML file is YAML, whatever the names hold: line breaks, colons, words that YAML would convert."""
+    tree = yaml.load(encode(checkpoint, "yaml"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+    assert tree["server"] == checkpoint.server
+    assert [adapter["name"] for adapter in tree["adapters"]] == sorted(checkpoint.desired.adapters)
+    assert tree["listed"] == sorted(checkpoint.desired.listed)
+    assert {one["name"]: one["path"] for one in tree["released"]} == checkpoint.desired.released
+
+
+@settings(deadline=None)
+@given(checkpoint=checkpoints(ANY_TEXT), format_=FORMATS, data=st.data())
+def test_any_damage_is_detected(checkpoint: Checkpoint, format_: Format, data: st.DataObject) -> None:
+    """A stretch of the file replaced by other bytes, moved or lost, never reads as a checkpoint."""
+    good = encode(checkpoint, format_)
+    start = data.draw(st.integers(0, len(good)))
+    end = data.draw(st.integers(start, len(good)))
+    bad = good[:start] + data.draw(st.binary(max_size=64)) + good[end:]
+
+    assert bad == good or isinstance(decode(bad), Corrupt)
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | ANY_TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(ANY_TEXT, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(deadline=None)
+@given(payload=st.binary(max_size=256) | ANY_TEXT.map(lambda text: text.encode(errors="replace")), format_=FORMATS)
+def test_no_payload_raises(payload: bytes, format_: Format) -> None:
+    """Whatever stands behind a sum that holds, decoding gives a value."""
+    assert isinstance(decode(sealed(payload, format_)), Checkpoint | Corrupt | TooNew)
+
+
+@settings(deadline=None)
+@given(
+    field=st.sampled_from(["version", "generation", "server", "incarnation", "adapters", "listed", "released", "x"]),
+    value=JSON_VALUES,
+    format_=FORMATS,
+)
+def test_no_value_in_any_field_raises(field: str, value: object, format_: Format) -> None:
+    """A field of any JSON value is taken or refused, and a refusal is one printable line."""
+    tree = {
+        "version": 1,
+        "generation": 0,
+        "server": "s",
+        "incarnation": {"number": 0, "start_time": None},
+        "adapters": [],
+        "listed": [],
+        "released": [],
+    } | {field: value}
+    read = decode(sealed_tree(tree, format_))
+
+    assert isinstance(read, Checkpoint | TooNew) or read.reason.isprintable()

@@ -1,0 +1,1 @@
+"""What several suites share: adapter folders, and servers that run as processes of their own."""
