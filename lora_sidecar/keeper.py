@@ -6,6 +6,7 @@ lose what is known: memory is authoritative, the save is repeated with backoff, 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
@@ -14,7 +15,7 @@ from msgspec.structs import replace
 
 from lora_sidecar.checkpoint import Loaded, Note, Store
 from lora_sidecar.codec import Checkpoint
-from lora_sidecar.errors import CheckpointError
+from lora_sidecar.errors import CheckpointError, LockHeldError
 from lora_sidecar.events import Event, Fact, Level, info, warning
 from lora_sidecar.model import Desired, Incarnation
 from lora_sidecar.offload import Offloader
@@ -23,8 +24,12 @@ from lora_sidecar.work import Condition, ConditionType
 LOCK_WAIT: Final = 10.0
 """Seconds to wait for the lock at start: a predecessor that is being stopped needs up to 5 s."""
 
+_LOCK_PAUSE: Final = 0.1
 _FIRST_RETRY: Final = 1.0
 _LAST_RETRY: Final = 300.0
+
+
+_Failure = CheckpointError | LockHeldError | TimeoutError
 
 
 class Keeper:
@@ -50,14 +55,20 @@ class Keeper:
 
         Raises `LockHeldError` where another process keeps the lock.
         """
-        try:
-            loaded = await self._offloader.run(self._open_and_load, LOCK_WAIT + self._timeout)
-        except (CheckpointError, TimeoutError) as error:
-            return _EMPTY, (self._failed(error),)
-        return self._take(loaded)
+        give_up_at = self._now() + LOCK_WAIT
+        while True:
+            try:
+                return self._take(await self._offloader.run(self._open_and_load, self._timeout))
+            except LockHeldError:
+                # Tried again from here and not in the thread, so that a signal can end the wait.
+                if self._now() >= give_up_at:
+                    raise
+                await asyncio.sleep(_LOCK_PAUSE)
+            except (CheckpointError, TimeoutError) as error:
+                return _EMPTY, (self._failed(error),)
 
     def _open_and_load(self) -> Loaded:
-        self._store.open(wait=LOCK_WAIT)
+        self._store.open()
         return self._store.load()
 
     def _take(self, loaded: Loaded) -> tuple[Desired, tuple[Fact, ...]]:
@@ -90,17 +101,13 @@ class Keeper:
         try:
             facts: tuple[Fact, ...] = ()
             if not self._read:
-                remembered, facts = self._take(await self._offloader.run(self._open_and_load_now, self._timeout))
+                remembered, facts = self._take(await self._offloader.run(self._open_and_load, self._timeout))
                 desired = _joined(desired, remembered)
             checkpoint = Checkpoint(self.generation + 1, self._store.server, desired)
             await self._offloader.run(lambda: self._store.save(checkpoint), self._timeout)
-        except (CheckpointError, TimeoutError) as error:
+        except (CheckpointError, LockHeldError, TimeoutError) as error:
             return desired, (self._failed(error),)
         return desired, (*facts, *self._succeeded(checkpoint))
-
-    def _open_and_load_now(self) -> Loaded:
-        self._store.open()
-        return self._store.load()
 
     async def close(self, deadline: float) -> None:
         """Let a save under way finish, for at most `deadline` seconds, and give up the lock."""
@@ -122,7 +129,7 @@ class Keeper:
         )
         return (written, recovered)
 
-    def _failed(self, error: CheckpointError | TimeoutError) -> Fact:
+    def _failed(self, error: _Failure) -> Fact:
         self._failures += 1
         wait = min(_LAST_RETRY, _FIRST_RETRY * 2 ** min(self._failures - 1, 16))
         self._retry_at = self._now() + wait
@@ -149,9 +156,9 @@ def _joined(desired: Desired, remembered: Desired) -> Desired:
     return replace(desired, adapters=adapters)
 
 
-def _told(error: CheckpointError | TimeoutError, directory: str, timeout: float) -> tuple[str, str]:
+def _told(error: _Failure, directory: str, timeout: float) -> tuple[str, str]:
     match error:
-        case CheckpointError():
+        case CheckpointError() | LockHeldError():
             return f"{error.attempted} {error.target}: {error.cause}", error.hint
         case TimeoutError():
             return f"write the checkpoint to {directory}: not done within {timeout:g} s", "is the volume's disk hung?"

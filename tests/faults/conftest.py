@@ -1,0 +1,63 @@
+"""A watch with short deadlines beside a rude server, beaten by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from lora_sidecar.checkpoint import Store
+from lora_sidecar.config import Config, parse
+from lora_sidecar.engines.vllm import Vllm
+from lora_sidecar.events import Fact
+from lora_sidecar.keeper import Keeper
+from lora_sidecar.status import Board
+from lora_sidecar.watch import Clockwork, Watch
+from tests.faults.rude import RudeServer
+
+CONFIG = """
+servers: [{{name: vllm, url: "{url}"}}]
+adapters: [{{name: sql, path: /adapters/sql}}]
+heartbeat: {{probe_timeout: 500ms, list_timeout: 700ms}}
+restore: {{timeout: 1s}}
+"""
+
+
+@pytest_asyncio.fixture
+async def rude() -> AsyncIterator[RudeServer]:
+    """A server that misbehaves when told to."""
+    async with RudeServer() as server:
+        server.listed = ("sql", "chat")
+        yield server
+
+
+@pytest.fixture
+def config(rude: RudeServer) -> Config:
+    """A config of one declared adapter, with short deadlines."""
+    return parse(CONFIG.format(url=rude.url).encode(), "sidecar.yaml")
+
+
+@pytest_asyncio.fixture
+async def engine(config: Config) -> AsyncIterator[Vllm]:
+    """The client under test."""
+    engine = Vllm(config.servers[0], config, asyncio.get_running_loop().time)
+    yield engine
+    await engine.close()
+
+
+@pytest_asyncio.fixture
+async def watch(config: Config, engine: Vllm, tmp_path: Path) -> AsyncIterator[Watch]:
+    """A watch whose heartbeats the test makes itself; it never gets to load anything by itself."""
+    now = asyncio.get_running_loop().time
+    keeper = Keeper(Store(str(tmp_path), "vllm", "json"), config.checkpoint.timeout, now)
+
+    def report(*facts: Fact) -> None:
+        del facts
+
+    watch = Watch("vllm", config, engine, keeper, Board(("vllm",)), report, Clockwork(now, lambda: 0.5))
+    await watch.open()
+    yield watch
+    await keeper.close(1.0)
