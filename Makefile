@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV ?= .venv
 VLLM_ENV ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lora-sidecar/vllm-0.32.0
 WORKERS ?= 2
+# One server at a time, shared by the tests of a suite: each takes a minute to start, and 3 GB.
+REAL = -m vllm -p no:xdist -p no:randomly --durations=5
 PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 
 export PYTHONDONTWRITEBYTECODE = 1
@@ -31,11 +33,11 @@ tests: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --ignore tests/e2e --cov --cov-report=term --durations=5
 
 test-vllm: $(VENV)/.dev vllm-env
-	LORA_SIDECAR_VLLM_PYTHON=$(VLLM_ENV)/bin/python $(VENV)/bin/python -m pytest -m vllm tests/contract tests/e2e \
-	    -p no:randomly -s --durations=10
+	LORA_SIDECAR_VLLM_PYTHON=$(VLLM_ENV)/bin/python $(VENV)/bin/python -m pytest $(REAL) tests/contract
+	LORA_SIDECAR_VLLM_PYTHON=$(VLLM_ENV)/bin/python $(VENV)/bin/python -m pytest $(REAL) tests/e2e -s
 
 vllm-env:
-	PYTHON=$(PYTHON) sh scripts/vllm-env.sh $(VLLM_ENV)
+	PYTHON=$(PYTHON) bash scripts/vllm-env.sh $(VLLM_ENV)
 
 # The environment of the product alone, and on top of it that of its tests; both from lock files with hashes.
 $(VENV)/.runtime: locks/runtime.txt

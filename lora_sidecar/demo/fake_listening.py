@@ -1,0 +1,67 @@
+"""How the fake server takes connections: as uvicorn under vLLM does, where aiohttp has other habits.
+
+The trap guarded against is a silent connection that a test server closes by itself: a living vLLM never does, and
+the sidecar reads its end as the death of the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+
+from aiohttp import web
+
+_KEEP_ALIVE = 5.0
+# Below the level at which aiohttp writes a line for each request.
+_ACCESS_LOG = logging.getLogger("lora_sidecar.demo.access")
+_ACCESS_LOG.setLevel(logging.WARNING)
+
+
+class _Connection(web.RequestHandler):
+    """A connection that is closed when idle after an answer, and never before one."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        # aiohttp starts its timer for idle connections here already; this stops it until the first answer.
+        self.keep_alive(val=True)
+
+
+def connection(runner: web.AppRunner) -> asyncio.Protocol:
+    """Make the protocol of one new connection. Raises `RuntimeError` where the runner was not set up."""
+    if runner.server is None:
+        raise RuntimeError("the runner was not set up")
+    loop = asyncio.get_running_loop()
+    return _Connection(runner.server, loop=loop, keepalive_timeout=_KEEP_ALIVE, access_log=_ACCESS_LOG)
+
+
+def bind_tcp(host: str, port: int) -> socket.socket:
+    """Bind without listening: the port refuses. Raises `OSError` where it is taken."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    return _bound(listener, (host, port))
+
+
+def bind_unix(path: str) -> socket.socket:
+    """Bind without listening. Raises `OSError` where the file exists, as vLLM fails then."""
+    return _bound(socket.socket(socket.AF_UNIX), path)
+
+
+def _bound(listener: socket.socket, address: str | tuple[str, int]) -> socket.socket:
+    try:
+        listener.bind(address)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def tls_context(certfile: str, keyfile: str | None, ca_certs: str | None) -> ssl.SSLContext:
+    """The server's side of TLS; with `ca_certs` a client must show a certificate that one of them signed."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certfile, keyfile)
+    if ca_certs is not None:
+        context.load_verify_locations(ca_certs)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context

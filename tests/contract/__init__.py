@@ -1,0 +1,1 @@
+"""One suite for the fake server and a real vLLM: where they differ, it fails."""
