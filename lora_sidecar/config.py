@@ -157,7 +157,7 @@ class CheckpointConfig(Struct, frozen=True):
 
 
 class OpsConfig(Struct, frozen=True):
-    """The port for probes, metrics and the status page."""
+    """The port for probes and metrics."""
 
     bind: Annotated[
         str,
@@ -189,7 +189,7 @@ class Config(Struct, frozen=True):
     checkpoint: Annotated[CheckpointConfig, Key("Where the memory that survives restarts is kept.")] = (
         CheckpointConfig()
     )
-    ops: Annotated[OpsConfig, Key("The port for probes, metrics and the status page.")] = OpsConfig()
+    ops: Annotated[OpsConfig, Key("The port for probes and metrics.")] = OpsConfig()
     log: Annotated[LogConfig, Key("What is logged and how.")] = LogConfig()
 
 
