@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from lora_sidecar.events import Event, Fact, info, shown, warning
-from lora_sidecar.model import Adapter, FailureKind, Observed, Origin, Wakefulness
+from lora_sidecar.events import Event, Fact, info, legible, shown, warning
+from lora_sidecar.model import Adapter, FailureKind, Observed, Origin, Wakefulness, Withheld
 from lora_sidecar.work import Attempt, Condition, ConditionType, Drift, Hold, Work
 
 _HINTS: Mapping[ConditionType, str] = {
@@ -38,7 +38,7 @@ def conditions_of(
     """
     held = [
         *_loading(seen, work.hold),
-        *_wakefulness(work, missing),
+        *_wakefulness(work.withheld),
         *_blocked(blocked),
         *_failing(work.attempts, missing),
         *_differing(work.drift, desired),
@@ -60,12 +60,12 @@ def _loading(seen: Observed, hold: Hold | None) -> Iterable[Condition]:
         yield Condition(ConditionType.LOADING_REFUSED, hold.failure.message, hint)
 
 
-def _wakefulness(work: Work, missing: Mapping[str, Adapter]) -> Iterable[Condition]:
-    if work.withheld is None or not missing:
+def _wakefulness(withheld: Withheld | None) -> Iterable[Condition]:
+    if withheld is None:
         return
-    asleep = work.withheld.wakefulness is Wakefulness.ASLEEP
+    asleep = withheld.wakefulness is Wakefulness.ASLEEP
     kind = ConditionType.ENGINE_ASLEEP if asleep else ConditionType.ENGINE_STATE_UNKNOWN
-    yield _condition(kind, work.withheld.detail)
+    yield _condition(kind, withheld.detail)
 
 
 def _blocked(blocked: Mapping[str, str]) -> Iterable[Condition]:
@@ -98,8 +98,7 @@ def _condition(kind: ConditionType, message: str) -> Condition:
 
 
 def _listing(reasons: Mapping[str, str]) -> str:
-    names = shown(reasons)
-    return "; ".join(f"{name}: {reasons[name]}" if name in reasons else name for name in names)
+    return "; ".join(shown(reasons, lambda name: f"{legible(name)}: {reasons[name]}"))
 
 
 def transitions(before: tuple[Condition, ...], after: tuple[Condition, ...]) -> tuple[Fact, ...]:

@@ -63,7 +63,7 @@ def _declared(config: AdapterConfig) -> Adapter:
 def adopt(
     desired: Desired, cards: Iterable[Listed], bases: tuple[BaseModel, ...], rule: AdoptConfig
 ) -> tuple[Desired, Mapping[str, str], tuple[Fact, ...]]:
-    """Add what is listed and not desired, by rule; follow a learned adapter to the path it is listed with.
+    """Add what is listed and not desired, by rule; follow a learned adapter to the path it is listed with, by the same.
 
     Returns the new desired (the same object if nothing changed), the names that were not adopted with the reason, and
     the facts.
@@ -76,15 +76,22 @@ def adopt(
     for card in cards:
         known = desired.adapters.get(card.name)
         if known is not None:
-            if known.origin is not Origin.DECLARED:
-                followed, said = _follow(known, card, bases)
-                facts += said
-                if followed is not known:
-                    changed[card.name] = followed
+            if known.origin is Origin.DECLARED:
+                continue
+            refusal = "" if same_path(known.path, card.path) else _refusal(card, rule)
+            if refusal:
+                refused[card.name] = refusal
+                continue
+            followed, said = _follow(known, card, bases)
+            facts += said
+            if followed is not known:
+                changed[card.name] = followed
             continue
         if card.name in released and same_path(released[card.name], card.path):
             continue
-        refusal = _refusal(card, rule, learned)
+        refusal = _refusal(card, rule)
+        if not refusal and learned >= rule.max:
+            refusal = f"policy.adopt.max of {rule.max} is reached"
         if refusal:
             refused[card.name] = refusal
             continue
@@ -106,28 +113,26 @@ def _follow(known: Adapter, card: Listed, bases: tuple[BaseModel, ...]) -> tuple
     return replace(known, path=card.path, base=base), (fact,)
 
 
-def _refusal(card: Listed, rule: AdoptConfig, learned: int) -> str:
+def _refusal(card: Listed, rule: AdoptConfig) -> str:
     if not rule.enabled:
         return "policy.adopt.enabled is false"
     if card.path in _NO_PATH:
         return "the server names no path that it could be loaded from again"
     # Before any pattern is tried on it: clients may choose the name, and a long one could take a pattern for ever.
-    if len(card.name) > NAME_LIMIT or not card.name.isprintable():
-        return f"its name has control characters or more than {NAME_LIMIT} characters"
+    if not 0 < len(card.name) <= NAME_LIMIT or not card.name.isprintable():
+        return f"its name is empty, has control characters or more than {NAME_LIMIT} characters"
     if len(card.path) > PATH_LIMIT or not card.path.isprintable():
         return f"its path has control characters or more than {PATH_LIMIT} characters"
     if rule.names is not None and re.fullmatch(rule.names, card.name) is None:
         return "its name does not match policy.adopt.names"
     if rule.roots and not any(_under(card.path, root) for root in rule.roots):
         return "its path is under none of policy.adopt.roots"
-    if learned >= rule.max:
-        return f"policy.adopt.max of {rule.max} is reached"
     return ""
 
 
 def forget(desired: Desired, names: Iterable[str], evidence: str, *, weak: bool) -> tuple[Desired, tuple[Fact, ...]]:
     """Drop the adapters that somebody unloaded on purpose; `weak` says that the evidence for it is a guess."""
-    gone = sorted(names)
+    gone = frozenset(names)
     if not gone:
         return desired, ()
     left = {n: a for n, a in desired.adapters.items() if n not in gone}
@@ -140,7 +145,7 @@ def forget(desired: Desired, names: Iterable[str], evidence: str, *, weak: bool)
             reason="unloaded by somebody else; it will not be restored",
             evidence=evidence,
         )
-        for name in gone
+        for name in sorted(gone)
     )
     return replace(desired, adapters=left), facts
 

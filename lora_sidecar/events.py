@@ -7,7 +7,7 @@ log: one meaning each, `lowercase.dotted.past`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -15,6 +15,9 @@ from msgspec import Struct
 
 NAMES_SHOWN = 20
 """How many adapter names one log line lists before it only counts them."""
+
+NAME_LENGTH_SHOWN = 256
+"""How many characters of a name one log line shows; no name that is desired has more."""
 
 
 class Event(StrEnum):
@@ -86,9 +89,15 @@ def warning(event: Event, /, *, repeats: str = "", **fields: Any) -> Fact:  # no
     return Fact(event, Level.WARNING, fields, repeats)
 
 
-def shown(names: Iterable[str]) -> list[str]:
-    """The first of `names` in order, at most `NAMES_SHOWN`, the last of them standing for the rest."""
+def legible(name: str) -> str:
+    """A name fit for a line: a listing may hold names that clients chose, with control characters or without end."""
+    short = name if len(name) <= NAME_LENGTH_SHOWN else name[: NAME_LENGTH_SHOWN - 1] + "…"
+    return short if short.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in short)
+
+
+def shown(names: Iterable[str], say: Callable[[str], str] = legible) -> list[str]:
+    """The first of `names` in order, each as `say` puts it, at most `NAMES_SHOWN`; the last may stand for the rest."""
     ordered = sorted(names)
     if len(ordered) <= NAMES_SHOWN:
-        return ordered
-    return [*ordered[: NAMES_SHOWN - 1], f"and {len(ordered) - NAMES_SHOWN + 1} more"]
+        return [say(name) for name in ordered]
+    return [*map(say, ordered[: NAMES_SHOWN - 1]), f"and {len(ordered) - NAMES_SHOWN + 1} more"]

@@ -93,9 +93,10 @@ def begin(recovery: Recovery | None, before: ServerState, after: ServerState, se
     """The recovery to be tracked from an unknown observation on; None while the server has not left."""
     if after.phase is Phase.UP or before.last_good is None:
         return recovery
-    if recovery is not None:
+    if recovery is not None and not recovery.initial:
         return replace(recovery, up_at=None)
-    return Recovery(began=seen.at, reason=seen.reason.value, last_good=before.last_good)
+    lost = frozenset[str]() if recovery is None else recovery.lost
+    return Recovery(began=seen.at, reason=seen.reason.value, last_good=before.last_good, lost=lost)
 
 
 def resume(
@@ -105,14 +106,15 @@ def resume(
 
     `last` is the good listing before this one, None where this is the first since this process started.
     """
+    if judgement.restarted and (recovery is None or recovery.initial):
+        last_good = None if last is None else last.at
+        lost = lost if recovery is None else lost | recovery.lost
+        return Recovery(now, "restarted unseen", last_good=last_good, up_at=now, restarts=1, lost=lost)
     if recovery is None:
-        if judgement.restarted:
-            last_good = None if last is None else last.at
-            return Recovery(now, "restarted unseen", last_good=last_good, up_at=now, restarts=1, lost=lost)
         return Recovery(now, "first listing", up_at=now, lost=lost, initial=True) if last is None and lost else None
     up_at = now if recovery.up_at is None else recovery.up_at
     if judgement.restarted:
-        return replace(recovery, up_at=up_at, restarts=recovery.restarts + 1, lost=recovery.lost | lost, initial=False)
+        return replace(recovery, up_at=up_at, restarts=recovery.restarts + 1, lost=recovery.lost | lost)
     return recovery if up_at == recovery.up_at else replace(recovery, up_at=up_at)
 
 

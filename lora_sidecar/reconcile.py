@@ -21,7 +21,7 @@ from lora_sidecar.attempts import Clock, absorb, settle, undecided
 from lora_sidecar.conditions import conditions_of, transitions
 from lora_sidecar.config import AdoptConfig, BackoffConfig, Config, HeartbeatConfig
 from lora_sidecar.desired import adopt, forget, same_base, same_path
-from lora_sidecar.events import Event, Fact, info, shown, warning
+from lora_sidecar.events import Event, Fact, info, legible, shown, warning
 from lora_sidecar.lineage import Evidence, Judgement, judge
 from lora_sidecar.model import Adapter, BaseModel, Desired, Observation, Observed, Origin, Outcome, Unknown
 from lora_sidecar.work import Attempt, Drift, Plan, Verdict, Work
@@ -77,12 +77,14 @@ def _plan(desired: Desired, seen: Observed, work: Work, policy: Policy, judgemen
     listed = {card.name: card.path for card in seen.adapters}
     last = work.last
     if judgement.restarted:
-        work = replace(work, missed={}, attempts={}, hold=None, withheld=None)
+        work = replace(work, missed={}, attempts={}, hold=None, withheld=None, restoring=False)
 
     desired, restarted = _enter(desired, judgement, listed)
     desired, refused, adopted = adopt(desired, seen.adapters, seen.bases, policy.adopt)
     desired = _remember_listed(desired, listed)
     desired, missed, missing, forgotten = _tell_unloaded_from_lost(desired, work.missed, listed, policy, judgement)
+    if not missing:
+        work = replace(work, hold=None, withheld=None)
     blocked = _blocked(missing, seen.bases)
     attempts, settled = settle(work.attempts, listed, desired.adapters, seen.at, policy.backoff, clock)
     drift, drifted = _drift(work.drift, desired, listed, missing, refused)
@@ -173,7 +175,7 @@ def _blocked(missing: Mapping[str, Adapter], bases: tuple[BaseModel, ...]) -> di
         if name in ids:
             blocked[name] = "its name is that of a served base model"
         elif not same_base(adapter, bases):
-            blocked[name] = f"it was learned on another base model, {adapter.base}"
+            blocked[name] = f"it was learned on another base model, {legible(adapter.base or '')}"
     return blocked
 
 
@@ -187,7 +189,7 @@ def _drift(
     """How the listing differs from desired, and the fact of it where it differs in more than before."""
     ours = {n: path for n, path in listed.items() if n in desired.adapters}
     replaced = {n for n, path in ours.items() if not same_path(desired.adapters[n].path, path)}
-    drift = Drift(frozenset(missing), frozenset(replaced), frozenset(refused))
+    drift = Drift(frozenset(missing), frozenset(replaced), frozenset(refused.keys() - ours.keys()))
     if drift == before:
         return before, ()
     if drift.missing <= before.missing and drift.replaced <= before.replaced and drift.unexpected <= before.unexpected:

@@ -21,6 +21,9 @@ from lora_sidecar.model import Accepted, BaseModel, Failure, FailureKind, Listed
 MESSAGE_LIMIT = 400
 """Characters that are kept of a server's sentence."""
 
+_SEARCHED = 65_536
+"""Characters of a refusal that are searched for what it means: a list of module names may stand before the point."""
+
 _FRAME = "Worker failed with error '"
 _FRAME_END = "', please check the stack trace above for the root cause"
 
@@ -86,7 +89,7 @@ def decode_metrics(body: bytes) -> Vitals:
     """
     starts = {_number(match) for match in _START_TIME.findall(body)}
     states = [(state, _number(value)) for state, value in _SLEEP_STATE.findall(body)]
-    asleep = any((value == 0.0) if state == b"awake" else (value != 0.0) for state, value in states)
+    asleep = any(value != (1.0 if state == b"awake" else 0.0) for state, value in states)
     awake = None if not any(state == b"awake" for state, _ in states) else not asleep
     return Vitals(start_time=starts.pop() if len(starts) == 1 else None, awake=awake)
 
@@ -123,8 +126,8 @@ def classify_load(status: int, body: bytes) -> Accepted | Failure:
     """What the answer to a load means."""
     if status == 200:  # noqa: PLR2004 - as above
         return Accepted()
-    text = error_text(body)
-    folded = text.lower()
+    text = _message(body)
+    folded = _folded(text)
     if any(fragment in folded for fragment in _PRESENT):
         return Accepted(already=True)
     return Failure(_kind(status, body, folded), _named(status, text), status)
@@ -134,10 +137,10 @@ def classify_unload(status: int, body: bytes) -> Accepted | Failure:
     """What the answer to an unload means; an adapter that is not loaded is as good as unloaded."""
     if status == 200:  # noqa: PLR2004 - as above
         return Accepted()
-    text = error_text(body)
-    if "cannot be found" in text.lower():
+    if status == 404 and not is_route_absent(status, body):  # noqa: PLR2004 - as above
         return Accepted(already=True)
-    return Failure(_kind(status, body, text.lower()), _named(status, text), status)
+    text = _message(body)
+    return Failure(_kind(status, body, _folded(text)), _named(status, text), status)
 
 
 def _kind(status: int, body: bytes, folded: str) -> FailureKind:
@@ -160,7 +163,7 @@ _PRESENT = ("already been loaded", "is already loaded")
 _FRAGMENTS: tuple[tuple[FailureKind, tuple[str, ...]], ...] = (
     (
         FailureKind.SERVER_SETUP,
-        ("lora is not enabled", "engine was not started with lora enabled", "vllm_runtime_lora_allowed_path_prefixes"),
+        ("lora is not enabled", "engine was not started with lora enabled"),
     ),
     (
         FailureKind.ENGINE,
@@ -209,6 +212,7 @@ _FRAGMENTS: tuple[tuple[FailureKind, tuple[str, ...]], ...] = (
             "must be provided",
             "does not support",
             "outside the configured allowed prefixes",
+            "vllm_runtime_lora_allowed_path_prefixes",
         ),
     ),
 )
@@ -217,13 +221,19 @@ _FRAGMENTS: tuple[tuple[FailureKind, tuple[str, ...]], ...] = (
 
 def error_text(body: bytes) -> str:
     """The server's own sentence out of an error body: nested, flat, a string under `error`, `detail`, or plain text."""
+    return sentence(_message(body))
+
+
+def _message(body: bytes) -> str:
     match _decoded(body):
         case {"error": {"message": str(text)}} | {"message": str(text)} | {"error": str(text)} | {"detail": str(text)}:
-            return sentence(_unframed(text))
-        case None:
-            return sentence(body[: 4 * MESSAGE_LIMIT].decode("utf-8", "replace"))
+            return _unframed(text)
         case _:
-            return sentence(body[: 4 * MESSAGE_LIMIT].decode("utf-8", "replace"))
+            return body[:_SEARCHED].decode("utf-8", "replace")
+
+
+def _folded(text: str) -> str:
+    return " ".join(text[:_SEARCHED].split()).lower()
 
 
 def _unframed(text: str) -> str:
@@ -233,7 +243,7 @@ def _unframed(text: str) -> str:
 
 
 def _named(status: int, text: str) -> str:
-    return text or f"HTTP {status} without a message"
+    return sentence(text) or f"HTTP {status} without a message"
 
 
 def _decoded(body: bytes) -> Any:  # noqa: ANN401 - whatever JSON may hold

@@ -1,0 +1,156 @@
+"""Builders for the pure core, and a world that feeds it one observation after another as the watch does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec.structs import replace
+
+from lora_sidecar.attempts import Clock, pardon
+from lora_sidecar.config import AdapterConfig, AdoptConfig, BackoffConfig, HeartbeatConfig
+from lora_sidecar.desired import declare
+from lora_sidecar.events import Event, Fact
+from lora_sidecar.model import (
+    Accepted,
+    Adapter,
+    BaseModel,
+    Desired,
+    Failure,
+    FailureKind,
+    Incarnation,
+    Listed,
+    Observation,
+    Observed,
+    Origin,
+    Outcome,
+    Reason,
+    Result,
+    Unknown,
+)
+from lora_sidecar.reconcile import Policy, reconcile
+from lora_sidecar.work import Condition, ConditionType, Plan, ServerState, Verdict, Work
+
+BASE = BaseModel("base", "/models/base")
+BORN = 100.0
+"""The start time of the server's first life."""
+START = 1_000.0
+"""When a world begins, in seconds of the loop's clock."""
+BEAT = 5.0
+NOTHING = Desired(adapters={}, incarnation=Incarnation(0))
+
+
+def rules(
+    *,
+    forget: bool = True,
+    adopt: AdoptConfig | None = None,
+    backoff: BackoffConfig | None = None,
+    heartbeat: HeartbeatConfig | None = None,
+) -> Policy:
+    """A policy; the defaults are those of the config."""
+    return Policy(adopt or AdoptConfig(), forget, backoff or BackoffConfig(), heartbeat or HeartbeatConfig())
+
+
+def adapter(name: str, origin: Origin = Origin.LEARNED, **fields: Any) -> Adapter:
+    """A desired adapter at `/adapters/NAME`; a learned one belongs to the base model."""
+    given = {"path": f"/adapters/{name}", "base": BASE.root if origin is Origin.LEARNED else None} | fields
+    return Adapter(name=name, origin=origin, **given)
+
+
+def card(name: str, path: str | None = None, parent: str = BASE.id) -> Listed:
+    """An adapter's card in a listing, at `/adapters/NAME` unless said."""
+    return Listed(name, f"/adapters/{name}" if path is None else path, parent)
+
+
+def observed(at: float, *listed: str | Listed, start_time: float | None = BORN, **fields: Any) -> Observed:
+    """A good listing."""
+    cards = tuple(card(one) if isinstance(one, str) else one for one in listed)
+    return Observed(at, fields.pop("bases", (BASE,)), cards, start_time, fields.pop("runtime_loading", True))
+
+
+def unknown(at: float, reason: Reason = Reason.REFUSED, detail: str = "it failed", hint: str = "") -> Unknown:
+    """An observation that says nothing."""
+    return Unknown(at, reason, detail, hint)
+
+
+def desired(
+    *adapters: Adapter, start_time: float | None = BORN, number: int = 1, listed: frozenset[str] | None = None
+) -> Desired:
+    """What a checkpoint may hold: all of `adapters` were seen listed, unless said."""
+    by_name = {one.name: one for one in adapters}
+    return Desired(by_name, Incarnation(number, start_time), frozenset(by_name) if listed is None else listed)
+
+
+def failure(kind: FailureKind = FailureKind.FILES, message: str = "No adapter found", status: int = 404) -> Failure:
+    """A load that failed."""
+    return Failure(kind, message, status)
+
+
+class World:
+    """Keeps what the watch keeps between two heartbeats, and everything that a person was told."""
+
+    def __init__(self, known: Desired = NOTHING, policy: Policy | None = None, jitter: float = 0.0) -> None:
+        self.desired = known
+        self.policy = policy or rules()
+        self.now = START
+        self.work = Work(server=ServerState(since=START))
+        self.jitter = jitter
+        self.facts: list[Fact] = []
+        self.plan = Plan(known, self.work, Verdict.UNKNOWN)
+        self._outcomes: list[Outcome] = []
+
+    def see(self, *listed: str | Listed, after: float = BEAT, **fields: Any) -> Plan:
+        """A heartbeat with a good listing, `after` seconds after the last one."""
+        self.now += after
+        return self.beat(observed(self.now, *listed, **fields))
+
+    def miss(self, reason: Reason = Reason.REFUSED, after: float = BEAT, detail: str = "it failed") -> Plan:
+        """A heartbeat that learns nothing."""
+        self.now += after
+        return self.beat(unknown(self.now, reason, detail))
+
+    def beat(self, seen: Observation) -> Plan:
+        """One heartbeat with any observation."""
+        outcomes, self._outcomes = tuple(self._outcomes), []
+        clock = Clock(self.now, self.jitter)
+        self.plan = reconcile(self.desired, seen, self.work, self.policy, outcomes=outcomes, clock=clock)
+        self.desired, self.work = self.plan.desired, self.plan.work
+        self.facts += self.plan.facts
+        return self.plan
+
+    def ended(
+        self, name: str, result: Result | None = None, *, late: float = 1.0, incarnation: int | None = None
+    ) -> None:
+        """A load of the newest plan ended `late` seconds after the last heartbeat; well, unless `result` is given."""
+        number = self.desired.incarnation.number if incarnation is None else incarnation
+        one = self.desired.adapters.get(name) or adapter(name)
+        self._outcomes.append(Outcome(one, number, result or Accepted(), self.now + late, late))
+
+    def restart_ourselves(self) -> None:
+        """Our own process dies and comes back: only what is durable is left."""
+        self.work = Work(server=ServerState(since=self.now))
+        self._outcomes = []
+
+    def declare(self, *declared: AdapterConfig) -> None:
+        """A config that declares exactly these adapters is taken over, as at a reload."""
+        before = self.desired
+        self.desired, facts = declare(before, declared)
+        self.work = replace(self.work, attempts=pardon(self.work.attempts, before, self.desired))
+        self.facts += facts
+
+    @property
+    def restores(self) -> list[str]:
+        """The names that the newest plan loads, in order."""
+        return [one.name for one in self.plan.restores]
+
+    def told(self, event: Event) -> list[dict[str, Any]]:
+        """The fields of every fact of that name so far."""
+        return [dict(fact.fields) for fact in self.facts if fact.event is event]
+
+    def condition(self, kind: ConditionType) -> Condition | None:
+        """The condition of a type that holds now, if it does."""
+        return next((one for one in self.work.conditions if one.type is kind), None)
+
+
+def declared(name: str, **fields: Any) -> AdapterConfig:
+    """An adapter of the config, at `/adapters/NAME` unless said."""
+    return AdapterConfig(**({"name": name, "path": f"/adapters/{name}"} | fields))

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+
+from lora_sidecar.model import Failure, FailureKind, Origin, Reason
+from lora_sidecar.work import Verdict
+from tests.support.core import World, adapter, declared, desired, failure
+
+EVERY = [adapter("a"), adapter("b", Origin.DECLARED), adapter("c", Origin.REQUESTED)]
+
+
+@pytest.mark.parametrize("reason", list(Reason))
+def test_unknown_changes_nothing_that_is_durable(reason: Reason) -> None:
+    """Whatever the reason, and however often: the very same desired, nothing to load, nothing to wait for."""
+    world = World(desired(*EVERY))
+    world.see("a", "b", "c")
+    before = world.desired
+    for _ in range(20):
+        plan = world.miss(reason)
+        assert plan.desired is before
+        assert (plan.restores, plan.wake_at, plan.verdict) == ((), None, Verdict.UNKNOWN)
+
+    assert world.see("a", "b", "c").desired is before
+
+
+@pytest.mark.parametrize("reason", list(Reason))
+def test_unknown_before_anything_was_known_does_nothing(reason: Reason) -> None:
+    """A server that has not answered yet is given no load, however much is declared."""
+    world = World()
+    world.declare(declared("a"))
+
+    assert world.miss(reason).restores == ()
+
+
+@pytest.mark.parametrize("kind", list(FailureKind))
+def test_outcome_at_an_unknown_still_plans_nothing(kind: FailureKind) -> None:
+    """A load that ended while the server is in doubt is no reason to send another."""
+    world = World(desired(*EVERY))
+    world.see("b", "c", start_time=2.0)
+    world.ended("a", Failure(kind, "why"))
+    before = world.desired
+    plan = world.miss()
+
+    assert plan.desired is before
+    assert plan.restores == ()
+
+
+def test_unknown_neither_counts_nor_clears_a_miss() -> None:
+    """What was missed once before an unknown is missed once after it."""
+    world = World(desired(*EVERY))
+    world.see("b", "c")
+    world.miss(Reason.TIMEOUT)
+
+    assert world.work.missed == {"a": 1}
+
+
+def test_plan_of_an_unknown_keeps_what_is_under_way() -> None:
+    """Failures, holds and conditions outlast an unknown: only a good listing or a restart ends them."""
+    world = World()
+    world.declare(declared("a"))
+    world.see()
+    world.ended("a", failure())
+    world.see()
+    attempts, conditions = world.work.attempts, world.work.conditions
+    world.miss(Reason.SERVER_ERROR)
+
+    assert attempts
+    assert conditions
+    assert world.work.attempts == attempts
+    assert world.work.conditions == conditions
