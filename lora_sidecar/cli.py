@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 from typing import Final, NoReturn
 
 from lora_sidecar import __version__
@@ -74,9 +77,16 @@ def _run(path: str) -> int:
     except ConfigError as error:
         _print_problems(error)
         return BAD_CONFIG
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # As the first process of a container it would not hear of them before the daemon listens.
+        signal.signal(number, _leave)
     from lora_sidecar.daemon import run  # noqa: PLC0415 - only this command needs an event loop
 
     return run(path, config)
+
+
+def _leave(_: int, __: FrameType | None) -> None:
+    os._exit(0)
 
 
 def _check(path: str) -> int:

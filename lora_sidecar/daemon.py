@@ -37,14 +37,23 @@ BAD_CONFIG: Final = 78
 SHUTDOWN_SECONDS: Final = 4.5
 """Everything must have ended by then, or the process ends without it; Kubernetes is promised 5 s."""
 
+_LEFTOVER_SECONDS: Final = 0.5
+
 
 def run(path: str, config: Config) -> int:
     """Run until a signal ends it; returns the exit code. `path` is where `config` was read from."""
     sink = configure(config.log.level, config.log.format)
     try:
-        return asyncio.run(_Daemon(path, config, sink).run())
+        return asyncio.run(_run(path, config, sink))
     finally:
         sink.close()
+
+
+async def _run(path: str, config: Config, sink: Sink) -> int:
+    code = await _Daemon(path, config, sink).run()
+    # Only a thread in the system's resolver can be left now. The loop would wait for it, and nothing can end it.
+    asyncio.get_running_loop().call_later(_LEFTOVER_SECONDS, os._exit, code)
+    return code
 
 
 class _Daemon:
@@ -71,15 +80,17 @@ class _Daemon:
         self._ops = OpsServer(self._config.ops, self._board, self._metrics, now, self._liveness)
         self._journal.write(info(Event.DAEMON_STARTED, version=__version__, pid=os.getpid(), config=self._path))
         try:
-            return await self._guarded(now)
+            code = await self._guarded(now)
         finally:
             await self._close()
+        if code == STOPPED:
+            self._journal.write(info(Event.DAEMON_STOPPED, signal=self._signal, exit_code=code))
+        return code
 
     async def _guarded(self, now: Callable[[], float]) -> int:
         """Start and run the parts; every way in which that ends has an exit code."""
         try:
-            await self._start(now)
-            await self._run_tasks()
+            await self._until_stopped(now)
         except LockHeldError as error:
             return self._ended(LOCK_HELD, error)
         except SidecarError as error:
@@ -88,7 +99,6 @@ class _Daemon:
             failed = {"exit_code": BUG, "hint": "this is a bug of lora-sidecar: please report the traceback"}
             self._journal.write(Fact(Event.DAEMON_FAILED, Level.ERROR, failed | {"exc_info": sys.exc_info()}))
             return BUG
-        self._journal.write(info(Event.DAEMON_STOPPED, signal=self._signal, exit_code=STOPPED))
         return STOPPED
 
     def _ended(self, code: int, error: SidecarError) -> int:
@@ -101,6 +111,21 @@ class _Daemon:
         }
         self._journal.write(Fact(Event.DAEMON_FAILED, Level.ERROR, fields))
         return code
+
+    async def _until_stopped(self, now: Callable[[], float]) -> None:
+        """Start and run the parts until a signal comes, at whatever stage; raises what ends them before that."""
+        work = asyncio.create_task(self._work(now), name="work")
+        stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
+        await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        work.cancel()
+        await asyncio.wait({work})
+        if not work.cancelled():
+            work.result()
+
+    async def _work(self, now: Callable[[], float]) -> None:
+        await self._start(now)
+        await self._run_tasks()
 
     async def _start(self, now: Callable[[], float]) -> None:
         await self._ops.start()
@@ -116,8 +141,8 @@ class _Daemon:
         clock = Clockwork(now, random.random)
         for server in self._config.servers:
             self._watches.append(self._watch(server, clock))
-        for watch in self._watches:
-            await watch.open()
+        # All at once: each may have to wait for a lock, or for a disk that hangs.
+        await asyncio.gather(*(watch.open() for watch in self._watches))
 
     def _watch(self, server: ServerConfig, clock: Clockwork) -> Watch:
         engine = Vllm(server, self._config, clock.now)
@@ -137,13 +162,10 @@ class _Daemon:
     async def _run_tasks(self) -> None:
         reloader = Reloader(self._path, self._config, self._board, self._journal.write, self._apply)
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(reloader.run(), name="reload")]
+            group.create_task(reloader.run(), name="reload")
             for watch in self._watches:
-                tasks.append(group.create_task(watch.run(), name="watch"))
-                tasks.append(group.create_task(watch.restorer.run(), name="restore"))
-            await self._stopping.wait()
-            for task in tasks:
-                task.cancel()
+                group.create_task(watch.run(), name="watch")
+                group.create_task(watch.restorer.run(), name="restore")
 
     def _apply(self, config: Config) -> None:
         self._config = config
@@ -164,8 +186,7 @@ class _Daemon:
 
     async def _close(self) -> None:
         """End what is left; a save under way is let finish, anything else is not waited for."""
-        for keeper in self._keepers:
-            await keeper.close(SHUTDOWN_SECONDS / 2)
+        await asyncio.gather(*(keeper.close(SHUTDOWN_SECONDS / 2) for keeper in self._keepers))
         for engine in self._engines:
             await engine.close()
         await self._ops.close()

@@ -111,7 +111,8 @@ class Keeper:
 
     async def close(self, deadline: float) -> None:
         """Let a save under way finish, for at most `deadline` seconds, and give up the lock."""
-        if await self._offloader.settle(deadline):
+        # Before the first reading nothing is saved, and what is under way is a wait for the lock.
+        if await self._offloader.settle(deadline if self._read else 0.0):
             with suppress(CheckpointError):
                 self._store.close()
 

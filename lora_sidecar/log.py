@@ -8,6 +8,7 @@ is read here only, to stamp lines.
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import sys
@@ -33,8 +34,9 @@ Logger = structlog.typing.FilteringBoundLogger
 class Sink:
     """A stream behind a bounded queue and a thread of its own; lines that do not fit are dropped and counted."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._fd = stream.fileno()
+    def __init__(self, stream: TextIO | None) -> None:
+        """`stream` is None for a process that was started without a standard output: every line is dropped."""
+        self._fd = -1 if stream is None else stream.fileno()
         self._lines: queue.Queue[bytes | None] = queue.Queue(_QUEUE)
         self.dropped = 0
         self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
@@ -50,10 +52,10 @@ class Sink:
     def close(self, deadline: float = 1.0) -> None:
         """Write what is queued, for at most `deadline` seconds."""
         try:
-            self._lines.put(None, timeout=deadline)
+            self._lines.put(None, timeout=deadline / 2)
         except queue.Full:
             return
-        self._thread.join(deadline)
+        self._thread.join(deadline / 2)
 
     def _write_all(self) -> None:
         while (line := self._lines.get()) is not None:
@@ -82,9 +84,10 @@ def configure(level: str, format_: str, stream: TextIO | None = None) -> Sink:
     """Set structlog up for the process. `format_` is "json", "pretty", or "auto": pretty on a terminal."""
     stream = sys.stdout if stream is None else stream
     sink = Sink(stream)
-    pretty = format_ == "pretty" or (format_ == "auto" and stream.isatty())
+    terminal = stream is not None and stream.isatty()
+    pretty = format_ == "pretty" or (format_ == "auto" and terminal)
     renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer(colors=stream.isatty(), pad_event_to=24, sort_keys=False) if pretty else _json
+        structlog.dev.ConsoleRenderer(colors=terminal, pad_event_to=24, sort_keys=False) if pretty else _json
     )
     structlog.configure(
         processors=[
@@ -112,11 +115,21 @@ def _stamp(_: object, __: str, event: structlog.typing.EventDict) -> structlog.t
 
 
 def _json(_: object, __: str, event: structlog.typing.EventDict) -> str:
-    line = msgspec.json.encode(event, enc_hook=repr).decode()
+    line = _encoded(event)
     if len(line) <= _LINE_LIMIT:
         return line
     kept = {key: value for key, value in event.items() if isinstance(value, int | float) or len(str(value)) <= 256}  # noqa: PLR2004
-    return msgspec.json.encode({**kept, "truncated": True}, enc_hook=repr).decode()
+    if "exception" in event:
+        kept["exception"] = event["exception"][-_LINE_LIMIT // 4 :]
+    return _encoded({**kept, "truncated": True})
+
+
+def _encoded(event: Mapping[str, Any]) -> str:
+    try:
+        return msgspec.json.encode(event, enc_hook=repr).decode()
+    except UnicodeEncodeError:
+        # Half a surrogate pair, such as a file name that is no UTF-8 is read as: only this encoder escapes it.
+        return json.dumps(event, default=repr)
 
 
 def _iso(moment: datetime) -> str:

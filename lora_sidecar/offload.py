@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -35,7 +36,8 @@ class _Call(Generic[T]):
             self._tell(self._succeed, result)
 
     def _tell(self, how: Callable[..., None], what: object) -> None:
-        if not self._loop.is_closed():
+        # The loop may be closed at any moment: then nobody waits any more.
+        with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(how, what)
 
     def _succeed(self, result: T) -> None:
@@ -60,14 +62,17 @@ class Offloader:
     async def run(self, function: Callable[[], T], deadline: float) -> T:
         """Call `function` in a thread and wait at most `deadline` seconds.
 
-        Raises `TimeoutError` if it takes longer, or at once if an earlier call is still stuck; and what it raises. The
-        call itself goes on to its end.
+        Raises `TimeoutError` if it takes longer, or at once if an earlier call is still stuck or no thread is to be
+        had; and what it raises. The call itself goes on to its end.
         """
         if self._under_way is not None and not self._under_way.done():
             raise TimeoutError("an earlier call has not come back yet")
         call = _Call(function)
+        try:
+            call.start(self._name)
+        except RuntimeError as error:
+            raise TimeoutError(f"no thread can be started now: {error}") from error
         self._under_way = call.ended  # type: ignore[assignment]  # a future is invariant, and only its end is looked at
-        call.start(self._name)
         async with asyncio.timeout(deadline):
             return await asyncio.shield(call.ended)
 

@@ -14,9 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from lora_sidecar.conditions import transitions
 from lora_sidecar.config import Config, parse, restart_needed
 from lora_sidecar.errors import ConfigError, Problem
-from lora_sidecar.events import Event, Fact, info, warning
+from lora_sidecar.events import Event, info, warning
 from lora_sidecar.offload import Offloader
 from lora_sidecar.status import Board
 from lora_sidecar.work import Condition, ConditionType
@@ -24,6 +25,7 @@ from lora_sidecar.work import Condition, ConditionType
 POLL_SECONDS: Final = 2.0
 SIZE_CAP: Final = 1024 * 1024
 _READ_SECONDS: Final = 5.0
+_PARSE_SECONDS: Final = 60.0
 
 
 def read(path: str) -> bytes:
@@ -64,20 +66,24 @@ class Reloader:
         try:
             data = await self._read()
         except (ConfigError, TimeoutError) as error:
-            self._reject(error)
             self._digest = None
+            self._reject(error)
             return
         digest = hashlib.sha256(data).digest()
         if digest == self._digest:
             return
-        self._digest = digest
+        self._digest = None
         try:
-            # Off the loop: a config that is made to be slow takes seconds.
-            config = await self._offloader.run(lambda: parse(data, self._path), _READ_SECONDS)
-        except (ConfigError, TimeoutError) as error:
+            # Not in the loop: on a slice of a processor a long config takes seconds.
+            config = await self._offloader.run(lambda: parse(data, self._path), _PARSE_SECONDS)
+        except TimeoutError as error:
+            self._reject(error)
+            return
+        except ConfigError as error:
             self._reject(error)
         else:
             self._accept(config)
+        self._digest = digest
 
     async def _read(self) -> bytes:
         try:
@@ -88,19 +94,15 @@ class Reloader:
 
     def _accept(self, config: Config) -> None:
         changed = config != self._config
-        fields = restart_needed(self._started_with, config)
-        self._needs_restart = _needs_restart(fields)
+        self._needs_restart = _needs_restart(restart_needed(self._started_with, config))
+        if changed:
+            self._config = config
+            self._board.config_generation += 1
+            self._apply(config)
+            self._report(
+                info(Event.CONFIG_RELOADED, adapters=len(config.adapters), generation=self._board.config_generation)
+            )
         self._show(None)
-        if not changed:
-            return
-        self._config = config
-        self._board.config_generation += 1
-        self._apply(config)
-        self._report(
-            info(Event.CONFIG_RELOADED, adapters=len(config.adapters), generation=self._board.config_generation)
-        )
-        if self._needs_restart is not None:
-            self._report(_raised(self._needs_restart))
 
     def _reject(self, error: ConfigError | TimeoutError) -> None:
         told = [str(p) for p in error.problems] if isinstance(error, ConfigError) else ["reading it takes too long"]
@@ -117,7 +119,9 @@ class Reloader:
         self._show(rejected)
 
     def _show(self, rejected: Condition | None) -> None:
+        before = self._board.config_conditions
         self._board.config_conditions = tuple(c for c in (rejected, self._needs_restart) if c is not None)
+        self._report(*transitions(before, self._board.config_conditions))
 
 
 def _needs_restart(fields: tuple[str, ...]) -> Condition | None:
@@ -125,9 +129,3 @@ def _needs_restart(fields: tuple[str, ...]) -> Condition | None:
         return None
     message = f"these take effect at the next start only: {', '.join(fields)}"
     return Condition(ConditionType.CONFIG_NEEDS_RESTART, message, "restart the sidecar's container to apply them")
-
-
-def _raised(condition: Condition) -> Fact:
-    return warning(
-        Event.CONDITION_RAISED, condition=condition.type.value, message=condition.message, hint=condition.hint
-    )

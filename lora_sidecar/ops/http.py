@@ -7,9 +7,12 @@ listed by a server that is up. Any other path is a 404.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from typing import Final
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from lora_sidecar.config import OpsConfig
 from lora_sidecar.config_values import Fault, split_bind
@@ -18,6 +21,15 @@ from lora_sidecar.ops.metrics import Metrics
 from lora_sidecar.status import Board, ServerStatus, adapters_of, unready
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def _is_fault(record: logging.LogRecord) -> bool:
+    """Whether aiohttp speaks of a fault of ours: a peer that speaks no HTTP must not fill stderr with tracebacks."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], HttpProcessingError)
+
+
+_LOG: Final = logging.getLogger(__name__)
+_LOG.addFilter(_is_fault)
 
 
 class OpsServer:
@@ -45,7 +57,7 @@ class OpsServer:
                 web.get("/metrics", self._scrape),
             ]
         )
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.5)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.5, logger=_LOG)
         await self._runner.setup()
         address = split_bind(self._config.bind)
         if isinstance(address, Fault):
@@ -62,7 +74,7 @@ class OpsServer:
     def addresses(self) -> tuple[str, ...]:
         """Where it listens, host:port each."""
         found = [] if self._runner is None else self._runner.addresses
-        return tuple(f"{address[0]}:{address[1]}" for address in found)
+        return tuple(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port, *_ in found)
 
     async def close(self) -> None:
         """Stop listening."""
