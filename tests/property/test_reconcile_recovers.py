@@ -15,7 +15,7 @@ from lora_sidecar.reconcile import Policy
 from lora_sidecar.work import Plan
 from tests.support.core import World, declared, failure, rules
 
-LAWS = settings(derandomize=True, max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+LAWS = settings(derandomize=True, max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 GOOD = ["a", "b", "c", "d"]
 BAD = {"files": FailureKind.FILES, "refused": FailureKind.ADAPTER, "strange": FailureKind.UNCLASSIFIED}
@@ -158,7 +158,7 @@ class Pod:
 
 
 @LAWS
-@given(history=st.lists(steps, max_size=25), tells=st.booleans(), forget=st.booleans())
+@given(history=st.lists(steps, min_size=8, max_size=30), tells=st.booleans(), forget=st.booleans())
 def test_whatever_happened_the_server_ends_up_with_what_is_desired(
     history: list[Step], tells: bool, forget: bool
 ) -> None:
@@ -176,7 +176,7 @@ def test_whatever_happened_the_server_ends_up_with_what_is_desired(
 
 
 @LAWS
-@given(history=st.lists(steps, max_size=25))
+@given(history=st.lists(steps, min_size=8, max_size=30))
 def test_unloaded_on_purpose_stays_unloaded(history: list[Step]) -> None:
     """Where the server's life is known, an operator who unloads an adapter that nobody declared is not fought."""
     pod = Pod(rules(), tells=True)
@@ -191,7 +191,7 @@ def test_unloaded_on_purpose_stays_unloaded(history: list[Step]) -> None:
 
 
 @LAWS
-@given(history=st.lists(steps, max_size=25), tells=st.booleans())
+@given(history=st.lists(steps, min_size=8, max_size=30), tells=st.booleans())
 def test_carried_out_plan_leaves_nothing_to_do(history: list[Step], tells: bool) -> None:
     """A plan that was carried out well is followed by a plan without restores."""
     pod = Pod(rules(), tells=tells)

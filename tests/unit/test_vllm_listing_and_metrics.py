@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from lora_sidecar.engines.vllm_wire import (
+    MESSAGE_LIMIT,
+    BadListing,
+    Listing,
+    Vitals,
+    decode_is_sleeping,
+    decode_listing,
+    decode_metrics,
+)
+from lora_sidecar.model import BaseModel, Listed
+
+# Listings
+
+
+def listing(*cards: dict[str, Any], **top: Any) -> bytes:
+    """A body of `/v1/models`."""
+    return json.dumps({"object": "list", "data": list(cards)} | top).encode()
+
+
+BASE_CARD = {
+    "id": "base",
+    "object": "model",
+    "created": 1795360509,
+    "owned_by": "vllm",
+    "root": "/m",
+    "parent": None,
+    "max_model_len": 512,
+    "permission": [{"id": "modelperm-b4d118d645f04baa", "group": None, "is_blocking": False}],
+}
+LORA_CARD = BASE_CARD | {"id": "a", "root": "/adapters/a/", "parent": "base", "max_model_len": None}
+
+
+def test_listing_has_bases_and_adapters_in_their_order() -> None:
+    """A card with a parent is an adapter; a path is kept as it was sent; what else a card has is ignored."""
+    body = listing(BASE_CARD, BASE_CARD | {"id": "alias"}, LORA_CARD | {"id": "z"}, LORA_CARD, more={"x": [1]})
+
+    assert decode_listing(body) == Listing(
+        (BaseModel("base", "/m"), BaseModel("alias", "/m")),
+        (Listed("z", "/adapters/a/", "base"), Listed("a", "/adapters/a/", "base")),
+    )
+
+
+@pytest.mark.parametrize(
+    ("cards", "expected"),
+    [
+        ([], Listing((), ())),
+        ([{"id": "base"}], Listing((BaseModel("base", "base"),), ())),
+        ([{"id": "base", "root": None}], Listing((BaseModel("base", "base"),), ())),
+        ([{"id": "base", "root": ""}], Listing((BaseModel("base", "base"),), ())),
+        ([{"id": "a", "parent": "b"}], Listing((), (Listed("a", "", "b"),))),
+        ([{"id": "a", "parent": "b", "root": None}], Listing((), (Listed("a", "", "b"),))),
+        ([{"id": "a", "parent": ""}], Listing((), (Listed("a", "", ""),))),
+        ([{"id": "x\n\u0000😀", "parent": "b"}], Listing((), (Listed("x\n\u0000😀", "", "b"),))),
+    ],
+)
+def test_listing_with_little_in_it(cards: list[dict[str, Any]], expected: Listing) -> None:
+    """Only the id is needed; an adapter without a path has an empty one."""
+    assert decode_listing(listing(*cards)) == expected
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b" ",
+        b"null",
+        b"5",
+        b"[]",
+        b"{}",
+        b"<html></html>",
+        b"\xff\xfe\x00",
+        b'{"object":"list"}',
+        b'{"data":[]}',
+        b'{"object":"list","data":null}',
+        b'{"object":"list","data":{}}',
+        b'{"object":"list","data":[null]}',
+        b'{"object":"list","data":["a"]}',
+        b'{"object":"list","data":[{}]}',
+        b'{"object":"list","data":[{"id":5}]}',
+        b'{"object":"list","data":[{"id":null}]}',
+        b'{"object":"list","data":[{"id":"a","root":5}]}',
+        b'{"object":"list","data":[{"id":"a","parent":{}}]}',
+        b'{"object":"error","data":[]}',
+        b'{"object":"list\\n","data":[]}',
+        b'{"object":"list","data":[]} trailing',
+        b'{"object":"list","data":[{"id":"a"}',
+        b'{"object":"list","data":[{"id":"a","x":NaN}]}',
+        b'{"object":"list","data":[{"id":"\\ud800"}]}',
+        b'{"object":"list","data":[{"id":"\xed\xa0\x80"}]}',
+        b'{"object":"list","data":[],"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b"[" * 1_000_000,
+        b'{"object":"list","data":[{"id":"a","x":' + b'{"x":' * 100_000,
+        listing(BASE_CARD, BASE_CARD),
+        listing(BASE_CARD, LORA_CARD, LORA_CARD),
+        listing(BASE_CARD, LORA_CARD | {"id": "base"}),
+        b'{"object":"' + b"x" * 1_000_000 + b'","data":[]}',
+    ],
+)
+def test_anything_else_is_no_listing(body: bytes) -> None:
+    """Garbage, bombs, wrong shapes and doubled names are never a listing, least of all an empty one."""
+    result = decode_listing(body)
+
+    assert isinstance(result, BadListing)
+    assert result.why.isprintable()
+    assert 0 < len(result.why) < 2 * MESSAGE_LIMIT
+
+
+# Metrics
+
+AWAKE = (
+    b'vllm:engine_sleep_state{engine="0",model_name="m",sleep_state="awake"} 1.0\n'
+    b'vllm:engine_sleep_state{engine="0",model_name="m",sleep_state="weights_offloaded"} 0.0\n'
+    b'vllm:engine_sleep_state{engine="0",model_name="m",sleep_state="discard_all"} 0.0\n'
+)
+ASLEEP = AWAKE.replace(b"1.0", b"X").replace(b'd"} 0.0', b'd"} 1.0').replace(b"X", b"0.0")
+BORN = b"# HELP process_start_time_seconds Start time.\nprocess_start_time_seconds 1.79536050912e+09\n"
+
+
+def test_metrics_of_a_living_server() -> None:
+    """The two families are found wherever they stand."""
+    noise = b'# TYPE x counter\nx_total{a="process_start_time_seconds 5"} 3.0\n' * 1000
+
+    assert decode_metrics(noise + AWAKE + noise + BORN) == Vitals(1795360509.12, awake=True)
+
+
+@pytest.mark.parametrize(
+    ("body", "start"),
+    [
+        (b"", None),
+        (b"process_start_time_seconds 5", 5.0),
+        (b'process_start_time_seconds{pid="1"} 5 1700000000\n', 5.0),
+        (b"process_start_time_seconds 5\nprocess_start_time_seconds 5.0\n", 5.0),
+        (b"process_start_time_seconds 5\nprocess_start_time_seconds 6\n", None),
+        (b"process_start_time_seconds 5\nprocess_start_time_seconds x\n", None),
+        (b"process_start_time_seconds NaN\n", None),
+        (b"process_start_time_seconds +Inf\n", None),
+        (b"process_start_time_seconds -Inf\n", None),
+        (b"process_start_time_seconds\n", None),
+        (b"process_start_time_seconds_total 5\n", None),
+        (b"my_process_start_time_seconds 5\n", None),
+        (b"# process_start_time_seconds 5\n", None),
+        (b"\xff\xfe process_start_time_seconds 5", None),
+        (b"process_start_time_seconds \xff\n", None),
+    ],
+)
+def test_start_time_identifies_or_is_unsaid(body: bytes, start: float | None) -> None:
+    """Only one number, and one alone, tells a life of the server from another."""
+    assert decode_metrics(body).start_time == start
+
+
+@pytest.mark.parametrize(
+    ("body", "awake"),
+    [
+        (AWAKE, True),
+        (ASLEEP, False),
+        (AWAKE.replace(b'"0"', b'"1"') + AWAKE, True),
+        (AWAKE + ASLEEP.replace(b'"0"', b'"1"'), False),
+        (b"", None),
+        (b'vllm:engine_sleep_state{sleep_state="weights_offloaded"} 0.0\n', None),
+        (b'vllm:engine_sleep_state{sleep_state="awake"} 1.0\n', True),
+        (b'vllm:engine_sleep_state{sleep_state="awake"} 0.0\n', False),
+        (b'vllm:engine_sleep_state{sleep_state="awake"} NaN\n', False),
+        (b'vllm:engine_sleep_state{sleep_state="awake"} what\n', False),
+        (AWAKE.replace(b'l"} 0.0', b'l"} NaN'), False),
+        (b'vllm:engine_sleep_state{sleep_state="awake",engine="0"} 1\n', True),
+        (b'vllm:engine_sleep_state{model_name="}",sleep_state="awake"} 1\n', None),
+    ],
+)
+def test_awake_only_where_every_engine_says_so(body: bytes, awake: bool | None) -> None:
+    """A load into a sleeping engine destroys it: what is not plainly awake is not awake."""
+    assert decode_metrics(body).awake is awake
+
+
+@pytest.mark.parametrize(
+    ("body", "asleep"),
+    [
+        (b'{"is_sleeping":true}', True),
+        (b'{"is_sleeping":false,"level":1}', False),
+        (b'{"is_sleeping":"true"}', None),
+        (b'{"is_sleeping":1}', None),
+        (b"{}", None),
+        (b"true", None),
+        (b"", None),
+        (b"[" * 100_000, None),
+    ],
+)
+def test_sleep_is_read_from_a_plain_answer_alone(body: bytes, asleep: bool | None) -> None:
+    """Anything but true or false says nothing."""
+    assert decode_is_sleeping(body) is asleep
