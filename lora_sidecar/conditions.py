@@ -17,6 +17,7 @@ _HINTS: Mapping[ConditionType, str] = {
     ConditionType.ENGINE_ASLEEP: "loads resume by themselves once the engine is woken up",
     ConditionType.ENGINE_STATE_UNKNOWN: "the server can sleep and does not say whether it does; is /metrics readable?",
     ConditionType.BASE_MODEL_CHANGED: "load them again under this base model, or serve the former one",
+    ConditionType.ADAPTER_NAME_TAKEN: "give the adapter another name: a request for this one gets the base model",
     ConditionType.ADAPTER_FAILING: "the reason is the server's own; mend the files or the server's flags",
     ConditionType.ADAPTER_PATH_DIFFERS: "unload the adapter to have it restored from the configured path",
     ConditionType.ADOPTION_REFUSED: "they will not come back after a restart; widen policy.adopt or declare them",
@@ -39,7 +40,7 @@ def conditions_of(
     held = [
         *_loading(seen, work.hold),
         *_wakefulness(work.withheld),
-        *_blocked(blocked),
+        *_blocked(blocked, {base.id for base in seen.bases}),
         *_failing(work.attempts, missing),
         *_differing(work.drift, desired),
     ]
@@ -68,9 +69,13 @@ def _wakefulness(withheld: Withheld | None) -> Iterable[Condition]:
     yield _condition(kind, withheld.detail)
 
 
-def _blocked(blocked: Mapping[str, str]) -> Iterable[Condition]:
-    if blocked:
-        yield _condition(ConditionType.BASE_MODEL_CHANGED, _listing(blocked))
+def _blocked(blocked: Mapping[str, str], served: set[str]) -> Iterable[Condition]:
+    taken = {name: why for name, why in blocked.items() if name in served}
+    foreign = {name: why for name, why in blocked.items() if name not in served}
+    if taken:
+        yield _condition(ConditionType.ADAPTER_NAME_TAKEN, _listing(taken))
+    if foreign:
+        yield _condition(ConditionType.BASE_MODEL_CHANGED, _listing(foreign))
 
 
 def _failing(attempts: Mapping[str, Attempt], missing: Mapping[str, Adapter]) -> Iterable[Condition]:

@@ -34,6 +34,7 @@ class Event(StrEnum):
     SERVER_DOWN = "server.down"
     SERVER_RESTARTED = "server.restarted"
     PROBE_FAILED = "probe.failed"
+    PROBE_RECOVERED = "probe.recovered"
     HEARTBEAT_COMPLETED = "heartbeat.completed"
     HEARTBEAT_OVERRUN = "heartbeat.overrun"
     DRIFT_DETECTED = "drift.detected"

@@ -38,7 +38,8 @@ def advance(state: ServerState, seen: Observation, heartbeat: HeartbeatConfig) -
 
 def _answered(state: ServerState, now: float) -> tuple[ServerState, tuple[Fact, ...]]:
     if state.phase is Phase.UP:
-        return ServerState(Phase.UP, state.since, last_good=now), ()
+        facts = (info(Event.PROBE_RECOVERED, previous_errors=state.errors),) if state.errors else ()
+        return ServerState(Phase.UP, state.since, last_good=now), facts
     away = now - (state.last_good if state.last_good is not None else state.since)
     fact = info(Event.SERVER_UP, after=state.phase.value, away_seconds=round(away, 3), previous_errors=state.errors)
     return ServerState(Phase.UP, now, last_good=now), (fact,)
@@ -106,7 +107,8 @@ def resume(
 
     `last` is the good listing before this one, None where this is the first since this process started.
     """
-    if judgement.restarted and (recovery is None or recovery.initial):
+    nothing_seen = last is None and not lost
+    if judgement.restarted and (recovery is None or recovery.initial) and not nothing_seen:
         last_good = None if last is None else last.at
         lost = lost if recovery is None else lost | recovery.lost
         return Recovery(now, "restarted unseen", last_good=last_good, up_at=now, restarts=1, lost=lost)

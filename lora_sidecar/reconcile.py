@@ -79,7 +79,7 @@ def _plan(desired: Desired, seen: Observed, work: Work, policy: Policy, judgemen
     if judgement.restarted:
         work = replace(work, missed={}, attempts={}, hold=None, withheld=None, restoring=False)
 
-    desired, restarted = _enter(desired, judgement, listed)
+    desired, restarted = _enter(desired, judgement, listed, watched=last is not None)
     desired, refused, adopted = adopt(desired, seen.adapters, seen.bases, policy.adopt)
     desired = _remember_listed(desired, listed)
     desired, missed, missing, forgotten = _tell_unloaded_from_lost(desired, work.missed, listed, policy, judgement)
@@ -111,8 +111,14 @@ def _plan(desired: Desired, seen: Observed, work: Work, policy: Policy, judgemen
     )
 
 
-def _enter(desired: Desired, judgement: Judgement, listed: Mapping[str, str]) -> tuple[Desired, tuple[Fact, ...]]:
-    """Take over the incarnation; a new one has listed nothing yet, and what was released and has left is dropped."""
+def _enter(
+    desired: Desired, judgement: Judgement, listed: Mapping[str, str], *, watched: bool
+) -> tuple[Desired, tuple[Fact, ...]]:
+    """Take over the incarnation; a new one has listed nothing yet, and what was released and has left is dropped.
+
+    `watched` is whether this process saw a listing before. A restart that is only assumed because nobody watched, and
+    that has lost nothing, is not told.
+    """
     gone = {
         name
         for name, path in desired.released.items()
@@ -125,9 +131,10 @@ def _enter(desired: Desired, judgement: Judgement, listed: Mapping[str, str]) ->
         return desired, ()
     kept = frozenset[str]() if judgement.restarted else desired.listed
     desired = replace(desired, incarnation=judgement.incarnation, listed=kept)
-    if not judgement.restarted:
-        return desired, ()
     lost = [name for name in desired.adapters if name not in listed]
+    assumed = judgement.evidence is Evidence.OUTAGE and not watched
+    if not judgement.restarted or (assumed and not lost):
+        return desired, ()
     fact = warning(
         Event.SERVER_RESTARTED,
         incarnation=judgement.incarnation.number,

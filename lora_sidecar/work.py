@@ -95,6 +95,7 @@ class ConditionType(StrEnum):
     ENGINE_ASLEEP = "EngineAsleep"
     ENGINE_STATE_UNKNOWN = "EngineStateUnknown"
     BASE_MODEL_CHANGED = "BaseModelChanged"
+    ADAPTER_NAME_TAKEN = "AdapterNameTaken"
     ADAPTER_FAILING = "AdapterFailing"
     ADAPTER_PATH_DIFFERS = "AdapterPathDiffers"
     ADOPTION_REFUSED = "AdoptionRefused"

@@ -57,7 +57,11 @@ _ANY = msgspec.json.Decoder()
 
 
 def decode_listing(body: bytes) -> Listing | BadListing:
-    """Read `/v1/models`. A card with a `parent` is an adapter; `root` is then the path it was loaded from."""
+    """Read `/v1/models`. A card with a `parent` is an adapter; `root` is then the path it was loaded from.
+
+    Equal cards count once (vLLM to 0.9.2 can register one adapter twice), and an adapter named like a base model is
+    left out (vLLM to 0.30 accepts one, and serves the base model for it); one name with two paths cannot be trusted.
+    """
     try:
         decoded = _LISTING.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -65,8 +69,10 @@ def decode_listing(body: bytes) -> Listing | BadListing:
     if decoded.object != "list":
         return BadListing(f"not a list of models: its object is {sentence(decoded.object)!r}")
     bases = tuple(BaseModel(card.id, card.root or card.id) for card in decoded.data if card.parent is None)
-    adapters = tuple(Listed(c.id, c.root or "", c.parent) for c in decoded.data if c.parent is not None)
-    if len({card.id for card in decoded.data}) != len(decoded.data):
+    served = {base.id for base in bases}
+    cards = [Listed(c.id, c.root or "", c.parent) for c in decoded.data if c.parent is not None and c.id not in served]
+    adapters = tuple(dict.fromkeys(cards))
+    if len({card.name for card in adapters}) != len(adapters) or len(served) != len(bases):
         return BadListing("the same model is listed twice")
     return Listing(bases, adapters)
 

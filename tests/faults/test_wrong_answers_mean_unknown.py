@@ -15,7 +15,7 @@ from tests.faults.rude import Behaviour, RudeServer, drips, floods, hangs, http,
 MODELS = "/v1/models"
 JSON = "Content-Type: application/json"
 WHOLE = http(200, listing("sql"), JSON)
-TWICE = listing("sql", "sql")
+TWICE = listing("sql")[:-2] + b', {"id": "sql", "root": "/adapters/other", "parent": "base"}]}'
 BOMB = gzip.compress(b" " * 50_000_000 + listing("sql"))
 
 CASES: dict[str, tuple[str, Behaviour, Reason]] = {
@@ -50,7 +50,7 @@ CASES: dict[str, tuple[str, Behaviour, Reason]] = {
         says(http(200, b'{"object":"list","data":[{"id":7}]}', JSON)),
         Reason.MALFORMED,
     ),
-    "a name listed twice": (MODELS, says(http(200, TWICE, JSON)), Reason.MALFORMED),
+    "a name listed with two paths": (MODELS, says(http(200, TWICE, JSON)), Reason.MALFORMED),
     "an empty list": (MODELS, says(http(200, b'{"object":"list","data":[]}', JSON)), Reason.BASE_MODEL_ABSENT),
     "adapters without a base": (MODELS, says(http(200, listing("sql", base=None), JSON)), Reason.BASE_MODEL_ABSENT),
     "a gzip bomb": (MODELS, says(http(200, BOMB, JSON, "Content-Encoding: gzip")), Reason.MALFORMED),

@@ -12,7 +12,7 @@ CONDITIONS = [
     ConditionType.LOADING_REFUSED,
     ConditionType.ENGINE_ASLEEP,
     ConditionType.ENGINE_STATE_UNKNOWN,
-    ConditionType.BASE_MODEL_CHANGED,
+    ConditionType.ADAPTER_NAME_TAKEN,
     ConditionType.ADAPTER_FAILING,
     ConditionType.ADAPTER_PATH_DIFFERS,
     ConditionType.ADOPTION_REFUSED,
@@ -33,7 +33,7 @@ def provoke(world: World, kind: ConditionType) -> None:
         case ConditionType.ENGINE_STATE_UNKNOWN:
             world.ended("a", Withheld(Wakefulness.UNCLEAR, "unclear"))
             world.see()
-        case ConditionType.BASE_MODEL_CHANGED:
+        case ConditionType.ADAPTER_NAME_TAKEN:
             world.see(bases=(BaseModel("a", "/models/a"),))
         case ConditionType.ADAPTER_FAILING:
             world.ended("a", failure())
@@ -64,6 +64,22 @@ def test_condition_is_raised_once_and_cleared_once(kind: ConditionType) -> None:
     assert world.told(Event.CONDITION_CLEARED) == [{"condition": kind.value}]
     assert len(world.told(Event.CONDITION_RAISED)) == 1
     assert world.work.conditions == ()
+
+
+def test_another_base_model_is_told_apart_from_a_name_that_is_taken() -> None:
+    """What was learned on another base model is held back under a condition that says so, until that one is back."""
+    world = World()
+    world.see("a", bases=(BaseModel("base", "/models/former"),), start_time=1.0)
+    world.see(bases=(BaseModel("base", "/models/other"),), start_time=2.0)
+    held = world.condition(ConditionType.BASE_MODEL_CHANGED)
+    assert held is not None
+    assert "/models/former" in held.message
+    assert world.condition(ConditionType.ADAPTER_NAME_TAKEN) is None
+
+    world.see(bases=(BaseModel("base", "/models/former"),), start_time=3.0)
+
+    assert world.condition(ConditionType.BASE_MODEL_CHANGED) is None
+    assert world.restores == ["a"]
 
 
 def test_refused_key_has_a_hint_of_its_own() -> None:

@@ -7,7 +7,7 @@ from lora_sidecar.events import Event, Fact
 from lora_sidecar.model import Observation, Reason
 from lora_sidecar.outage import advance, next_look
 from lora_sidecar.work import Phase, ServerState
-from tests.support.core import observed, unknown
+from tests.support.core import World, observed, unknown
 
 HEARTBEAT = HeartbeatConfig(interval=5.0, away_interval=0.1, down_after_timeouts=3)
 AWAY = [Reason.REFUSED, Reason.RESET, Reason.UNREACHABLE, Reason.ENGINE_DEAD]
@@ -148,3 +148,27 @@ def test_server_that_answers_is_looked_at_at_the_interval(phase: Phase) -> None:
 def test_server_that_is_away_is_looked_for_eagerly_at_first(phase: Phase, away: float, wait: float) -> None:
     """The first accepted connection is the moment to restore; after hours, a look at each interval is enough."""
     assert next_look(ServerState(phase, since=7.0), HEARTBEAT, 7.0 + away) == pytest.approx(wait)
+
+
+def test_excused_timeouts_end_with_one_line() -> None:
+    """A failure that was told and was no outage is told to be over, with its count."""
+    world = World()
+    world.see()
+    world.miss(Reason.TIMEOUT)
+    world.miss(Reason.TIMEOUT)
+    world.see()
+    world.see()
+
+    assert world.told(Event.PROBE_RECOVERED) == [{"previous_errors": 2}]
+    assert len(world.told(Event.SERVER_UP)) == 1
+
+
+def test_an_assumed_restart_that_lost_nothing_is_not_told() -> None:
+    """After our own restart beside a server without a start time nothing is known of a restart, and nothing is said."""
+    world = World()
+    world.see("a", start_time=None)
+    world.restart_ourselves()
+    world.see("a", start_time=None)
+
+    assert world.told(Event.SERVER_RESTARTED) == []
+    assert world.told(Event.RECOVERY_COMPLETED) == []

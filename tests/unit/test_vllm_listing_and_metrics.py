@@ -65,6 +65,18 @@ def test_listing_with_little_in_it(cards: list[dict[str, Any]], expected: Listin
     assert decode_listing(listing(*cards)) == expected
 
 
+def test_one_adapter_registered_twice_counts_once() -> None:
+    """Two concurrent loads of one adapter register it twice in vLLM to 0.9.2: that must not blind the watch."""
+    assert decode_listing(listing(BASE_CARD, LORA_CARD, LORA_CARD)) == decode_listing(listing(BASE_CARD, LORA_CARD))
+
+
+def test_an_adapter_named_like_the_base_model_is_left_out() -> None:
+    """vLLM to 0.30 accepts one and serves the base model for it: whoever loads one must not blind the watch."""
+    shadowed = listing(BASE_CARD, LORA_CARD | {"id": "base"}, LORA_CARD)
+
+    assert decode_listing(shadowed) == decode_listing(listing(BASE_CARD, LORA_CARD))
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -98,8 +110,7 @@ def test_listing_with_little_in_it(cards: list[dict[str, Any]], expected: Listin
         b"[" * 1_000_000,
         b'{"object":"list","data":[{"id":"a","x":' + b'{"x":' * 100_000,
         listing(BASE_CARD, BASE_CARD),
-        listing(BASE_CARD, LORA_CARD, LORA_CARD),
-        listing(BASE_CARD, LORA_CARD | {"id": "base"}),
+        listing(BASE_CARD, LORA_CARD, LORA_CARD | {"root": "/adapters/other"}),
         b'{"object":"' + b"x" * 1_000_000 + b'","data":[]}',
     ],
 )
