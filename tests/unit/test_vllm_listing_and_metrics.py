@@ -71,7 +71,7 @@ def test_one_adapter_registered_twice_counts_once() -> None:
 
 
 def test_an_adapter_named_like_the_base_model_is_left_out() -> None:
-    """vLLM to 0.30 accepts one and serves the base model for it: whoever loads one must not blind the watch."""
+    """Up to 0.30 vLLM accepts one and serves the base model for it: whoever loads one must not blind the watch."""
     shadowed = listing(BASE_CARD, LORA_CARD | {"id": "base"}, LORA_CARD)
 
     assert decode_listing(shadowed) == decode_listing(listing(BASE_CARD, LORA_CARD))
