@@ -57,6 +57,7 @@ class Watch:
         self._work = Work(server=ServerState(since=clock.now()))
         self._look = asyncio.Event()
         self.restorer = Restorer(engine, clock.now, self.look)
+        engine.alarm(self.look)
 
     async def open(self) -> None:
         """Read what was remembered. Raises `LockHeldError` where another process keeps this checkpoint."""

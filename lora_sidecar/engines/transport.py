@@ -202,11 +202,12 @@ def _connector(server: ServerConfig) -> tuple[str, aiohttp.BaseConnector]:
     if server.url.startswith("unix://"):
         path = server.url.removeprefix("unix://")
         return "http://localhost", aiohttp.UnixConnector(path, force_close=True)
-    context = _ssl_context(server.tls) if server.tls is not None else True
+    context = ssl_context(server.tls) if server.tls is not None else True
     return server.url.rstrip("/"), aiohttp.TCPConnector(force_close=True, ssl=context)
 
 
-def _ssl_context(tls: TlsConfig) -> ssl.SSLContext:
+def ssl_context(tls: TlsConfig) -> ssl.SSLContext:
+    """How a server's certificate is verified; raises `SidecarError` where a file cannot be used."""
     try:
         context = ssl.create_default_context(cafile=tls.ca_file)
         if tls.cert_file is not None:

@@ -18,7 +18,8 @@ import msgspec
 from msgspec.structs import replace
 
 from lora_sidecar.config import Config, ServerConfig
-from lora_sidecar.engines.transport import Broken, Reply, Transport
+from lora_sidecar.engines.sentinel import Sentinel
+from lora_sidecar.engines.transport import Broken, Reply, Transport, ssl_context
 from lora_sidecar.engines.vllm_wire import (
     BadListing,
     Listing,
@@ -69,6 +70,7 @@ class Vllm:
     def __init__(self, server: ServerConfig, config: Config, now: Callable[[], float]) -> None:
         """`config` has the deadlines. Raises `SidecarError` where the certificates that `server` names are unusable."""
         self._transport = Transport(server)
+        self._sentinel = Sentinel(server.url, ssl_context(server.tls) if server.tls is not None else None)
         self._name = server.name
         self._base_model = server.base_model
         self._now = now
@@ -86,19 +88,43 @@ class Vllm:
 
     async def close(self) -> None:
         """Close the connections."""
+        await self._sentinel.close()
         await self._transport.close()
+
+    def alarm(self, ended: Callable[[], None]) -> None:
+        """See `engines.Engine.alarm`."""
+        self._sentinel.tell(ended)
 
     async def observe(self, trusted: Observed | None) -> Observation:
         """See `engines.Engine.observe`."""
+        line = self._sentinel.line
+        seen = await self._look(None if self._sentinel.unexplained else trusted)
+        match seen:
+            case Observed():
+                if self._sentinel.unexplained:
+                    self._sentinel.explain(seen.start_time)
+                seen = replace(seen, line=line if line == self._sentinel.line else None)
+                self._sentinel.hold(seen.start_time, self._probe_timeout)
+            case Unknown():
+                # A timeout leaves open who did not answer, and the connection may still tell; any other failure may
+                # be another server on the port.
+                if seen.reason is not Reason.TIMEOUT:
+                    self._sentinel.drop()
+            case _:
+                assert_never(seen)
+        return seen
+
+    async def _look(self, trusted: Observed | None) -> Observation:
         at = self._now()
         unready = await self._transport.refresh_key(self._probe_timeout) or await self._probe()
         if unready is not None:
             return self._unknown(at, unready)
-        listing = await self._list()
-        if isinstance(listing, Unknown):
-            return listing
-        if trusted is not None and _same(listing, trusted):
-            return replace(trusted, at=at)
+        if trusted is not None:
+            listing = await self._list()
+            if isinstance(listing, Unknown):
+                return listing
+            if _same(listing, trusted):
+                return replace(trusted, at=at)
         vitals, runtime_loading = await asyncio.gather(self._vitals(), self._has_load_route())
         at = self._now()
         listing = await self._list()
