@@ -64,7 +64,7 @@ def card(name: str, path: str | None = None, parent: str = BASE.id) -> Listed:
 def observed(at: float, *listed: str | Listed, start_time: float | None = BORN, **fields: Any) -> Observed:
     """A good listing."""
     cards = tuple(card(one) if isinstance(one, str) else one for one in listed)
-    return Observed(at, fields.pop("bases", (BASE,)), cards, start_time, fields.pop("runtime_loading", True))
+    return Observed(at, fields.pop("bases", (BASE,)), cards, start_time, fields.pop("runtime_loading", True), **fields)
 
 
 def unknown(at: float, reason: Reason = Reason.REFUSED, detail: str = "it failed", hint: str = "") -> Unknown:
