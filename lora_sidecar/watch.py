@@ -106,6 +106,7 @@ class Watch:
         if self._config is not self._wanted:
             self._config = self._wanted
             self._engine.apply(self._config)
+            self.restorer.concurrency = self._config.restore.concurrency
             before = self._desired
             self._desired, facts = declare(before, self._config.adapters)
             self._work = replace(self._work, attempts=pardon(self._work.attempts, before, self._desired))

@@ -41,6 +41,13 @@ class Engine(Protocol):
         """
         ...
 
+    async def quiet_since(self, oldest: float) -> float | None:
+        """When the server was last seen to have no request to answer, if not before `oldest`; it is asked if need be.
+
+        None where it has some, or where that cannot be known.
+        """
+        ...
+
     async def unload(self, name: str) -> Accepted | Failure:
         """Unload one adapter; accepted also if it was not loaded (`already`)."""
         ...

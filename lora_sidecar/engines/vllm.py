@@ -75,6 +75,8 @@ class Vllm:
         self._base_model = server.base_model
         self._now = now
         self._cannot_sleep_in: int | None = None
+        self._sleepless = False
+        self._quiet_at = float("-inf")
         self.apply(config)
 
     def apply(self, config: Config) -> None:
@@ -110,6 +112,7 @@ class Vllm:
                 # be another server on the port.
                 if seen.reason is not Reason.TIMEOUT:
                     self._sentinel.drop()
+                    self._sleepless = False
             case _:
                 assert_never(seen)
         return seen
@@ -125,7 +128,10 @@ class Vllm:
                 return listing
             if _same(listing, trusted):
                 return replace(trusted, at=at)
-        vitals, runtime_loading = await asyncio.gather(self._vitals(), self._has_load_route())
+        vitals, runtime_loading, sleepless = await asyncio.gather(
+            self._vitals(), self._has_load_route(), self._has_no_sleep_route()
+        )
+        self._sleepless = sleepless and vitals.awake is not False
         at = self._now()
         listing = await self._list()
         if isinstance(listing, Unknown):
@@ -142,6 +148,12 @@ class Vllm:
             body["is_3d_lora_weight"] = True
         reply = await self._transport.post(_LOAD, msgspec.json.encode(body), self._load_timeout)
         return _failure(reply) if isinstance(reply, Broken) else classify_load(reply.status, reply.body)
+
+    async def quiet_since(self, oldest: float) -> float | None:
+        """See `engines.Engine.quiet_since`; `vllm:num_requests_running` and `_waiting` on `/metrics` tell."""
+        if self._quiet_at < oldest:
+            await self._vitals()
+        return self._quiet_at if self._quiet_at >= oldest else None
 
     async def unload(self, name: str) -> Accepted | Failure:
         """See `engines.Engine.unload`."""
@@ -191,8 +203,16 @@ class Vllm:
         return ""
 
     async def _vitals(self) -> Vitals:
+        asked_at = self._now()
         reply = await self._transport.get("/metrics", self._probe_timeout)
-        return decode_metrics(reply.body) if isinstance(reply, Reply) and reply.ok else Vitals()
+        vitals = decode_metrics(reply.body) if isinstance(reply, Reply) and reply.ok else Vitals()
+        self._quiet_at = asked_at if vitals.requests == 0 else float("-inf")
+        return vitals
+
+    async def _has_no_sleep_route(self) -> bool:
+        """Whether nothing could put the engine to sleep: outside the developer mode there is no `/is_sleeping`."""
+        reply = await self._transport.get("/is_sleeping", self._probe_timeout)
+        return isinstance(reply, Reply) and is_route_absent(reply.status, reply.body)
 
     async def _has_load_route(self) -> bool | None:
         """Whether adapters can be loaded at run time: asked with a GET, the route of a POST answers 405."""
@@ -207,9 +227,10 @@ class Vllm:
         """Why no load may be sent, None if the engine is known to be awake.
 
         A server without the route `/is_sleeping` (a 404 outside the developer mode) has no route that could put it to
-        sleep either, so one look serves its whole life; any other is asked before every load.
+        sleep either, so one look serves its whole life; any other is asked before every load. That look is part of
+        every identity that `observe` reads, so that the first load need not wait for it.
         """
-        if self._cannot_sleep_in == incarnation:
+        if self._sleepless or self._cannot_sleep_in == incarnation:
             return None
         vitals, sleeping = await asyncio.gather(
             self._vitals(), self._transport.get("/is_sleeping", self._probe_timeout)

@@ -8,6 +8,7 @@ from lora_sidecar.engines.vllm_wire import (
     MESSAGE_LIMIT,
     classify_load,
     classify_unload,
+    decode_metrics,
     error_text,
     is_route_absent,
     sentence,
@@ -259,3 +260,26 @@ def test_sentence_is_one_bounded_printable_line(text: str) -> None:
     assert len(said) <= MESSAGE_LIMIT
     assert said.isprintable()
     said.encode()
+
+
+RUNNING = b'vllm:num_requests_running{engine="0",model_name="base"} %s\n'
+WAITING = b'vllm:num_requests_waiting{engine="0",model_name="base"} %s\n'
+
+
+@pytest.mark.parametrize(
+    ("body", "requests"),
+    [
+        (RUNNING % b"0.0" + WAITING % b"0.0", 0.0),
+        (RUNNING % b"1.0" + WAITING % b"0.0", 1.0),
+        (RUNNING % b"0.0" + WAITING % b"3.0", 3.0),
+        (RUNNING % b"0.0" + RUNNING % b"2.0" + WAITING % b"0.0", 2.0),
+        (RUNNING % b"0.0", None),
+        (WAITING % b"0.0", None),
+        (RUNNING % b"NaN" + WAITING % b"0.0", None),
+        (b'vllm:num_requests_waiting_by_reason{reason="capacity"} 0.0\n' + RUNNING % b"0.0", None),
+        (b"", None),
+    ],
+)
+def test_requests_are_counted_only_where_both_gauges_say(body: bytes, requests: float | None) -> None:
+    """No traffic is a claim that needs both numbers; whatever is missing or garbled leaves it open."""
+    assert decode_metrics(body).requests == requests
