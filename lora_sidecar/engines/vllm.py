@@ -23,11 +23,11 @@ from lora_sidecar.engines.transport import Broken, Reply, Transport, ssl_context
 from lora_sidecar.engines.vllm_wire import (
     BadListing,
     Listing,
+    Listings,
     Vitals,
     classify_load,
     classify_unload,
     decode_is_sleeping,
-    decode_listing,
     decode_metrics,
     error_text,
     is_route_absent,
@@ -75,6 +75,7 @@ class Vllm:
         self._base_model = server.base_model
         self._now = now
         self._cannot_sleep_in: int | None = None
+        self._listings = Listings()
         self._sleepless = False
         self._quiet_at = float("-inf")
         self.apply(config)
@@ -182,7 +183,7 @@ class Vllm:
             return self._unknown(at, reply)
         if not reply.ok:
             return self._unknown(at, _refusal("/v1/models", reply))
-        listing = decode_listing(reply.body)
+        listing = self._listings.decode(reply.body)
         match listing:
             case BadListing():
                 sample = sentence(reply.body[:200].decode("utf-8", "replace"))
@@ -254,7 +255,9 @@ class Vllm:
 
 
 def _same(listing: Listing, trusted: Observed) -> bool:
-    return listing.adapters == trusted.adapters and listing.bases == trusted.bases
+    return (listing.adapters is trusted.adapters or listing.adapters == trusted.adapters) and (
+        listing.bases == trusted.bases
+    )
 
 
 def _refusal(path: str, reply: Reply) -> Broken:

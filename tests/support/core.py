@@ -134,8 +134,13 @@ class World:
         """A config that declares exactly these adapters is taken over, as at a reload."""
         before = self.desired
         self.desired, facts = declare(before, declared)
-        self.work = replace(self.work, attempts=pardon(self.work.attempts, before, self.desired))
+        self.work = replace(self.work, attempts=pardon(self.work.attempts, before, self.desired), steady=None)
         self.facts += facts
+
+    @property
+    def pending(self) -> tuple[Outcome, ...]:
+        """The outcomes that the next heartbeat will hear of."""
+        return tuple(self._outcomes)
 
     @property
     def restores(self) -> list[str]:

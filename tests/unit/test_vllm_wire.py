@@ -6,6 +6,8 @@ import pytest
 
 from lora_sidecar.engines.vllm_wire import (
     MESSAGE_LIMIT,
+    BadListing,
+    Listings,
     classify_load,
     classify_unload,
     decode_metrics,
@@ -283,3 +285,28 @@ WAITING = b'vllm:num_requests_waiting{engine="0",model_name="base"} %s\n'
 def test_requests_are_counted_only_where_both_gauges_say(body: bytes, requests: float | None) -> None:
     """No traffic is a claim that needs both numbers; whatever is missing or garbled leaves it open."""
     assert decode_metrics(body).requests == requests
+
+
+def body_of(*names: str, created: int = 1) -> bytes:
+    """A listing of a base model and adapters, with what is new in every answer."""
+    cards = [{"id": "base", "root": "/m", "parent": None, "created": created}]
+    cards += [{"id": n, "root": f"/adapters/{n}", "parent": "base", "created": created} for n in names]
+    return json.dumps({"object": "list", "data": cards}).encode()
+
+
+def test_a_listing_that_says_the_same_is_the_same_object() -> None:
+    """A steady heartbeat builds nothing, whatever else is new in the answer."""
+    listings = Listings()
+    first = listings.decode(body_of("a", "b"))
+    assert listings.decode(body_of("a", "b", created=2)) is first
+    assert listings.decode(body_of("a")) != first
+    assert listings.decode(body_of("b", "a")) != first
+
+
+def test_a_listing_that_cannot_be_read_leaves_the_last_one_known() -> None:
+    """Garbage between two listings is garbage, and the next one is compared with the last good one."""
+    listings = Listings()
+    first = listings.decode(body_of("a"))
+    assert isinstance(listings.decode(b"{"), BadListing)
+    assert isinstance(listings.decode(body_of("a", "a")), BadListing)
+    assert listings.decode(body_of("a")) is first
