@@ -128,13 +128,15 @@ async def _within(deadline: float, request: Callable[[], Awaitable[Reply | Broke
 
 
 async def _read(response: aiohttp.ClientResponse) -> Reply | Broken:
-    body = bytearray()
+    chunks: list[bytes] = []
+    size = 0
     async for chunk in response.content.iter_any():
-        body += chunk
-        if len(body) > BODY_CAP:
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > BODY_CAP:
             response.close()
             return Broken(Reason.TOO_LARGE, f"the body is larger than {BODY_CAP} bytes", sent=True)
-    return Reply(response.status, bytes(body))
+    return Reply(response.status, b"".join(chunks))
 
 
 def _broke_off(result: Reply | Broken) -> bool:
