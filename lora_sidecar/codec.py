@@ -17,6 +17,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from json.encoder import encode_basestring
 from typing import Any, Literal, NoReturn
 
 import msgspec
@@ -155,21 +156,29 @@ def _fields(checkpoint: Checkpoint) -> _Tree:
         "generation": checkpoint.generation,
         "server": checkpoint.server,
         "incarnation": {"number": desired.incarnation.number, "start_time": start_time},
-        "adapters": [
-            {
-                "name": adapter.name,
-                "path": adapter.path,
-                "origin": adapter.origin,
-                "required": adapter.required,
-                "priority": adapter.priority,
-                "is_3d_lora_weight": adapter.is_3d_lora_weight,
-                "base": adapter.base,
-            }
-            for _, adapter in sorted(desired.adapters.items())
-        ],
+        "adapters": [_Written(_adapter_line(desired.adapters[name])) for name in sorted(desired.adapters)],
         "listed": sorted(desired.listed),
         "released": [{"name": name, "path": path} for name, path in sorted(desired.released.items())],
     }
+
+
+class _Written(str):
+    """JSON already."""
+
+    __slots__ = ()
+
+
+def _adapter_line(adapter: Adapter) -> str:
+    """An adapter as one line of JSON: written out, since an encoder takes longer for 10,000 of them than the disk."""
+    base = "null" if adapter.base is None else _quoted(adapter.base)
+    return (
+        f'{{"name": {_quoted(adapter.name)}, "path": {_quoted(adapter.path)}, "origin": "{adapter.origin.value}", '
+        f'"required": {_BOOLEAN[adapter.required]}, "priority": {adapter.priority}, '
+        f'"is_3d_lora_weight": {_BOOLEAN[adapter.is_3d_lora_weight]}, "base": {base}}}'
+    )
+
+
+_BOOLEAN = {True: "true", False: "false"}
 
 
 def _sealed(header: bytes, body: str) -> bytes:
@@ -179,7 +188,12 @@ def _sealed(header: bytes, body: str) -> bytes:
     return header % hashlib.sha256(payload).hexdigest().encode() + payload
 
 
-_dumps = json.JSONEncoder(ensure_ascii=False).encode
+_quoted = encode_basestring
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+
+
+def _dumps(value: object) -> str:
+    return value if isinstance(value, _Written) else _encode(value)
 
 
 def _json_value(value: object) -> str:

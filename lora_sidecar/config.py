@@ -141,6 +141,13 @@ class RestoreConfig(Struct, frozen=True):
     """How missing adapters are loaded."""
 
     timeout: Annotated[float, Key("How long one load may take.", Duration("1s", "1h"))] = 300.0
+    concurrency: Annotated[
+        int | Literal["auto"],
+        Key(
+            "How many loads are in flight at most; auto: several while the server has no requests, else one.",
+            Whole(1, 16, word="auto"),
+        ),
+    ] = "auto"
     backoff: Annotated[BackoffConfig, Key("The wait before an adapter that failed is tried again.")] = BackoffConfig()
 
 

@@ -84,7 +84,8 @@ class Observed(Struct, frozen=True):
 
     `at` is when the listing was asked for. `start_time` is the server's `process_start_time_seconds`, read before
     this listing or carried over from a listing since which nothing changed; None where unknown. `runtime_loading`
-    is whether the server has the load route, None where that was not found out.
+    is whether the server has the load route, None where that was not found out. `line` is the number of the silent
+    connection that was open before this listing was asked for and still after it came, None where there was none.
     """
 
     at: float
@@ -92,6 +93,7 @@ class Observed(Struct, frozen=True):
     adapters: tuple[Listed, ...]
     start_time: float | None = None
     runtime_loading: bool | None = None
+    line: int | None = None
 
 
 class Reason(StrEnum):

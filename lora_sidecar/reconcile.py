@@ -66,11 +66,35 @@ def reconcile(
             recovery = outage.begin(work.recovery, work.server, server, seen)
             work = replace(work, server=server, recovery=recovery)
             return Plan(desired, work, Verdict.UNKNOWN, observed_at=seen.at, facts=noticed + failures)
+        case Observed() if _is_steady(desired, seen, work):
+            work = replace(work, server=server, last=seen)
+            return Plan(desired, work, Verdict.STEADY, observed_at=seen.at, facts=noticed)
         case Observed():
             plan = _plan(desired, seen, replace(work, server=server), policy, judge(desired, work, seen), clock)
             return replace(plan, facts=noticed + failures + plan.facts)
         case _:
             assert_never(seen)
+
+
+def _is_steady(desired: Desired, seen: Observed, work: Work) -> bool:
+    """Whether this heartbeat is like the last one, which came to nothing: the ordinary case, whatever the number.
+
+    The client returns the very collections of the last listing if it says the same, so this costs nothing.
+    """
+    last = work.last
+    return (
+        last is not None
+        and work.steady is desired
+        and not work.attempts
+        and work.hold is None
+        and work.withheld is None
+        and work.recovery is None
+        and not work.server.interrupted
+        and seen.adapters is last.adapters
+        and seen.bases is last.bases
+        and seen.start_time == last.start_time
+        and seen.runtime_loading == last.runtime_loading
+    )
 
 
 def _plan(desired: Desired, seen: Observed, work: Work, policy: Policy, judgement: Judgement, clock: Clock) -> Plan:
@@ -99,7 +123,9 @@ def _plan(desired: Desired, seen: Observed, work: Work, policy: Policy, judgemen
 
     restores, wake_at = _due(missing, blocked, work, seen, clock.now)
     started = _started(restores, judgement) if restores and not work.restoring else ()
-    work = replace(work, restoring=bool(missing) and (bool(restores) or work.restoring))
+    restoring = bool(missing) and (bool(restores) or work.restoring)
+    calm = not (missing or missed)
+    work = replace(work, restoring=restoring, steady=desired if calm else None)
     return Plan(
         desired=desired,
         work=work,

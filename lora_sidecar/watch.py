@@ -57,6 +57,7 @@ class Watch:
         self._work = Work(server=ServerState(since=clock.now()))
         self._look = asyncio.Event()
         self.restorer = Restorer(engine, clock.now, self.look)
+        engine.alarm(self.look)
 
     async def open(self) -> None:
         """Read what was remembered. Raises `LockHeldError` where another process keeps this checkpoint."""
@@ -105,9 +106,10 @@ class Watch:
         if self._config is not self._wanted:
             self._config = self._wanted
             self._engine.apply(self._config)
+            self.restorer.concurrency = self._config.restore.concurrency
             before = self._desired
             self._desired, facts = declare(before, self._config.adapters)
-            self._work = replace(self._work, attempts=pardon(self._work.attempts, before, self._desired))
+            self._work = replace(self._work, attempts=pardon(self._work.attempts, before, self._desired), steady=None)
             self._report(*facts)
         return self._config
 

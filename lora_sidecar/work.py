@@ -131,7 +131,9 @@ class Work(Struct, frozen=True):
 
     `last` is the last good listing. `missed` counts, for adapters that were listed in this incarnation, the listings
     in a row without them. `attempts` has an entry only where a load was tried in this incarnation. `restoring` is
-    whether a restore was begun that is not over, so that its beginning is told once.
+    whether a restore was begun that is not over, so that its beginning is told once. `steady` is the desired for which
+    `last` leaves nothing to do, to wait for or to say, and will not as long as both and the policy are the same; None
+    where another look may come to something else.
     """
 
     server: ServerState = ServerState()
@@ -144,6 +146,7 @@ class Work(Struct, frozen=True):
     drift: Drift = Drift()
     conditions: tuple[Condition, ...] = ()
     restoring: bool = False
+    steady: Desired | None = None
 
 
 class Verdict(StrEnum):

@@ -51,6 +51,7 @@ class FakeEngine:
         self._check_files = check_files
         self._turn = asyncio.Lock()
         self._death = asyncio.Event()
+        self.requests = 0
         self._running = asyncio.Event()
         self._running.set()
         # Held here so that a request which waits for ever is not collected as garbage.
@@ -118,8 +119,12 @@ class FakeEngine:
         """Run one completion on the adapter, or on the base model where `path` is None. Raises `EngineDeadError`."""
         if self.dead:
             raise EngineDeadError
-        if await self._until_death(self._complete(path, identity)) is None:
-            raise EngineDeadError
+        self.requests += 1
+        try:
+            if await self._until_death(self._complete(path, identity)) is None:
+                raise EngineDeadError
+        finally:
+            self.requests -= 1
 
     async def _complete(self, path: str | None, identity: int) -> bool:
         await self._awake.wait()

@@ -6,6 +6,7 @@ learns a route, a status or a message of any engine.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from lora_sidecar.config import Config
@@ -17,6 +18,10 @@ class Engine(Protocol):
 
     def apply(self, config: Config) -> None:
         """Go by the deadlines of another config from the next request on."""
+        ...
+
+    def alarm(self, ended: Callable[[], None]) -> None:
+        """Have `ended` called when the server may have died: a hint to look now, never a verdict."""
         ...
 
     async def observe(self, trusted: Observed | None) -> Observation:
@@ -33,6 +38,13 @@ class Engine(Protocol):
         """Load one adapter, unless the engine is not known to be awake; never in place.
 
         `incarnation` is the life of the server for which the load was decided.
+        """
+        ...
+
+    async def quiet_since(self, oldest: float) -> float | None:
+        """When the server was last seen to have no request to answer, if not before `oldest`; it is asked if need be.
+
+        None where it has some, or where that cannot be known.
         """
         ...
 

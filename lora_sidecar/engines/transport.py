@@ -128,13 +128,15 @@ async def _within(deadline: float, request: Callable[[], Awaitable[Reply | Broke
 
 
 async def _read(response: aiohttp.ClientResponse) -> Reply | Broken:
-    body = bytearray()
+    chunks: list[bytes] = []
+    size = 0
     async for chunk in response.content.iter_any():
-        body += chunk
-        if len(body) > BODY_CAP:
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > BODY_CAP:
             response.close()
             return Broken(Reason.TOO_LARGE, f"the body is larger than {BODY_CAP} bytes", sent=True)
-    return Reply(response.status, bytes(body))
+    return Reply(response.status, b"".join(chunks))
 
 
 def _broke_off(result: Reply | Broken) -> bool:
@@ -202,11 +204,12 @@ def _connector(server: ServerConfig) -> tuple[str, aiohttp.BaseConnector]:
     if server.url.startswith("unix://"):
         path = server.url.removeprefix("unix://")
         return "http://localhost", aiohttp.UnixConnector(path, force_close=True)
-    context = _ssl_context(server.tls) if server.tls is not None else True
+    context = ssl_context(server.tls) if server.tls is not None else True
     return server.url.rstrip("/"), aiohttp.TCPConnector(force_close=True, ssl=context)
 
 
-def _ssl_context(tls: TlsConfig) -> ssl.SSLContext:
+def ssl_context(tls: TlsConfig) -> ssl.SSLContext:
+    """How a server's certificate is verified; raises `SidecarError` where a file cannot be used."""
     try:
         context = ssl.create_default_context(cafile=tls.ca_file)
         if tls.cert_file is not None:

@@ -18,15 +18,16 @@ import msgspec
 from msgspec.structs import replace
 
 from lora_sidecar.config import Config, ServerConfig
-from lora_sidecar.engines.transport import Broken, Reply, Transport
+from lora_sidecar.engines.sentinel import Sentinel
+from lora_sidecar.engines.transport import Broken, Reply, Transport, ssl_context
 from lora_sidecar.engines.vllm_wire import (
     BadListing,
     Listing,
+    Listings,
     Vitals,
     classify_load,
     classify_unload,
     decode_is_sleeping,
-    decode_listing,
     decode_metrics,
     error_text,
     is_route_absent,
@@ -69,10 +70,14 @@ class Vllm:
     def __init__(self, server: ServerConfig, config: Config, now: Callable[[], float]) -> None:
         """`config` has the deadlines. Raises `SidecarError` where the certificates that `server` names are unusable."""
         self._transport = Transport(server)
+        self._sentinel = Sentinel(server.url, ssl_context(server.tls) if server.tls is not None else None)
         self._name = server.name
         self._base_model = server.base_model
         self._now = now
         self._cannot_sleep_in: int | None = None
+        self._listings = Listings()
+        self._sleepless = False
+        self._quiet_at = float("-inf")
         self.apply(config)
 
     def apply(self, config: Config) -> None:
@@ -86,20 +91,48 @@ class Vllm:
 
     async def close(self) -> None:
         """Close the connections."""
+        await self._sentinel.close()
         await self._transport.close()
+
+    def alarm(self, ended: Callable[[], None]) -> None:
+        """See `engines.Engine.alarm`."""
+        self._sentinel.tell(ended)
 
     async def observe(self, trusted: Observed | None) -> Observation:
         """See `engines.Engine.observe`."""
+        line = self._sentinel.line
+        seen = await self._look(None if self._sentinel.unexplained else trusted)
+        match seen:
+            case Observed():
+                if self._sentinel.unexplained:
+                    self._sentinel.explain(seen.start_time)
+                seen = replace(seen, line=line if line == self._sentinel.line else None)
+                self._sentinel.hold(seen.start_time, self._probe_timeout)
+            case Unknown():
+                # A timeout leaves open who did not answer, and the connection may still tell; any other failure may
+                # be another server on the port.
+                if seen.reason is not Reason.TIMEOUT:
+                    self._sentinel.drop()
+                    self._sleepless = False
+            case _:
+                assert_never(seen)
+        return seen
+
+    async def _look(self, trusted: Observed | None) -> Observation:
         at = self._now()
         unready = await self._transport.refresh_key(self._probe_timeout) or await self._probe()
         if unready is not None:
             return self._unknown(at, unready)
-        listing = await self._list()
-        if isinstance(listing, Unknown):
-            return listing
-        if trusted is not None and _same(listing, trusted):
-            return replace(trusted, at=at)
-        vitals, runtime_loading = await asyncio.gather(self._vitals(), self._has_load_route())
+        if trusted is not None:
+            listing = await self._list()
+            if isinstance(listing, Unknown):
+                return listing
+            if _same(listing, trusted):
+                return replace(trusted, at=at)
+        vitals, runtime_loading, sleepless = await asyncio.gather(
+            self._vitals(), self._has_load_route(), self._has_no_sleep_route()
+        )
+        self._sleepless = sleepless and vitals.awake is not False
         at = self._now()
         listing = await self._list()
         if isinstance(listing, Unknown):
@@ -116,6 +149,12 @@ class Vllm:
             body["is_3d_lora_weight"] = True
         reply = await self._transport.post(_LOAD, msgspec.json.encode(body), self._load_timeout)
         return _failure(reply) if isinstance(reply, Broken) else classify_load(reply.status, reply.body)
+
+    async def quiet_since(self, oldest: float) -> float | None:
+        """See `engines.Engine.quiet_since`; `vllm:num_requests_running` and `_waiting` on `/metrics` tell."""
+        if self._quiet_at < oldest:
+            await self._vitals()
+        return self._quiet_at if self._quiet_at >= oldest else None
 
     async def unload(self, name: str) -> Accepted | Failure:
         """See `engines.Engine.unload`."""
@@ -144,7 +183,7 @@ class Vllm:
             return self._unknown(at, reply)
         if not reply.ok:
             return self._unknown(at, _refusal("/v1/models", reply))
-        listing = decode_listing(reply.body)
+        listing = self._listings.decode(reply.body)
         match listing:
             case BadListing():
                 sample = sentence(reply.body[:200].decode("utf-8", "replace"))
@@ -165,8 +204,16 @@ class Vllm:
         return ""
 
     async def _vitals(self) -> Vitals:
+        asked_at = self._now()
         reply = await self._transport.get("/metrics", self._probe_timeout)
-        return decode_metrics(reply.body) if isinstance(reply, Reply) and reply.ok else Vitals()
+        vitals = decode_metrics(reply.body) if isinstance(reply, Reply) and reply.ok else Vitals()
+        self._quiet_at = asked_at if vitals.requests == 0 else float("-inf")
+        return vitals
+
+    async def _has_no_sleep_route(self) -> bool:
+        """Whether nothing could put the engine to sleep: outside the developer mode there is no `/is_sleeping`."""
+        reply = await self._transport.get("/is_sleeping", self._probe_timeout)
+        return isinstance(reply, Reply) and is_route_absent(reply.status, reply.body)
 
     async def _has_load_route(self) -> bool | None:
         """Whether adapters can be loaded at run time: asked with a GET, the route of a POST answers 405."""
@@ -181,9 +228,10 @@ class Vllm:
         """Why no load may be sent, None if the engine is known to be awake.
 
         A server without the route `/is_sleeping` (a 404 outside the developer mode) has no route that could put it to
-        sleep either, so one look serves its whole life; any other is asked before every load.
+        sleep either, so one look serves its whole life; any other is asked before every load. That look is part of
+        every identity that `observe` reads, so that the first load need not wait for it.
         """
-        if self._cannot_sleep_in == incarnation:
+        if self._sleepless or self._cannot_sleep_in == incarnation:
             return None
         vitals, sleeping = await asyncio.gather(
             self._vitals(), self._transport.get("/is_sleeping", self._probe_timeout)
@@ -207,7 +255,9 @@ class Vllm:
 
 
 def _same(listing: Listing, trusted: Observed) -> bool:
-    return listing.adapters == trusted.adapters and listing.bases == trusted.bases
+    return (listing.adapters is trusted.adapters or listing.adapters == trusted.adapters) and (
+        listing.bases == trusted.bases
+    )
 
 
 def _refusal(path: str, reply: Reply) -> Broken:

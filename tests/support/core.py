@@ -64,7 +64,7 @@ def card(name: str, path: str | None = None, parent: str = BASE.id) -> Listed:
 def observed(at: float, *listed: str | Listed, start_time: float | None = BORN, **fields: Any) -> Observed:
     """A good listing."""
     cards = tuple(card(one) if isinstance(one, str) else one for one in listed)
-    return Observed(at, fields.pop("bases", (BASE,)), cards, start_time, fields.pop("runtime_loading", True))
+    return Observed(at, fields.pop("bases", (BASE,)), cards, start_time, fields.pop("runtime_loading", True), **fields)
 
 
 def unknown(at: float, reason: Reason = Reason.REFUSED, detail: str = "it failed", hint: str = "") -> Unknown:
@@ -134,8 +134,13 @@ class World:
         """A config that declares exactly these adapters is taken over, as at a reload."""
         before = self.desired
         self.desired, facts = declare(before, declared)
-        self.work = replace(self.work, attempts=pardon(self.work.attempts, before, self.desired))
+        self.work = replace(self.work, attempts=pardon(self.work.attempts, before, self.desired), steady=None)
         self.facts += facts
+
+    @property
+    def pending(self) -> tuple[Outcome, ...]:
+        """The outcomes that the next heartbeat will hear of."""
+        return tuple(self._outcomes)
 
     @property
     def restores(self) -> list[str]:

@@ -736,7 +736,7 @@ def test_schema_states_defaults_as_they_are_written() -> None:
     """An editor that fills in the defaults writes a file that parses to the defaults."""
 
     def filled(body: dict[str, Any]) -> Any:
-        if body["type"] != "object":
+        if body.get("type") != "object":
             return body["default"]
         return {key: filled(inner) for key, inner in body["properties"].items()}
 
@@ -801,3 +801,19 @@ def test_bounds_hold_to_the_value_itself() -> None:
                 low, high = getattr(slot.kind, "low", ""), getattr(slot.kind, "high", "")
                 values = [duration(low), slot.default, duration(high)]
                 assert all(float(a) < float(b) for a, b in itertools.pairwise(values))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("written", "read"), [("auto", "auto"), ("1", 1), ("16", 16)])
+def test_concurrency_is_a_number_or_left_to_us(written: str, read: int | str) -> None:
+    """A number from 1 to 16, or the word auto, which is the default."""
+    config = parse(f"{SERVER}\nrestore: {{concurrency: {written}}}".encode(), "test.yaml")
+
+    assert config.restore.concurrency == read
+    assert parse(SERVER.encode(), "test.yaml").restore.concurrency == "auto"
+
+
+@pytest.mark.parametrize("written", ["0", "17", "automatic", "'4'", "2.0", "null", "[]"])
+def test_any_other_concurrency_is_refused(written: str) -> None:
+    """What is neither is named with its line and key."""
+    with pytest.raises(ConfigError, match=r"restore\.concurrency"):
+        parse(f"{SERVER}\nrestore: {{concurrency: {written}}}".encode(), "test.yaml")
