@@ -23,6 +23,7 @@ from lora_sidecar.checkpoint import read_file
 from lora_sidecar.codec import Checkpoint, Corrupt, TooNew, decode
 from lora_sidecar.config import json_schema, parse
 from lora_sidecar.errors import CheckpointError, ConfigError
+from lora_sidecar.lean import without_system_certificates
 from lora_sidecar.reload import read
 
 USAGE: Final = 64
@@ -80,7 +81,8 @@ def _run(path: str) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         # As the first process of a container it would not hear of them before the daemon listens.
         signal.signal(number, _leave)
-    from lora_sidecar.daemon import run  # noqa: PLC0415 - only this command needs an event loop
+    with without_system_certificates():
+        from lora_sidecar.daemon import run  # noqa: PLC0415 - only this command needs an event loop
 
     return run(path, config)
 

@@ -51,10 +51,9 @@ class Sentinel:
     """At most one silent connection to one server. To be used in a running loop; `close` it in the end."""
 
     def __init__(self, url: str, context: ssl.SSLContext | None) -> None:
-        """`context` is how an https server is verified; None takes the system's certificates."""
+        """`context` is how an https server is verified, None for any other."""
         self._url = url
-        https = url.startswith("https://")
-        self._context = context or ssl.create_default_context() if https else None
+        self._context = context
         self._proves = _in_the_same_pod(url)
         self._ended: Callable[[], None] = _nobody
         self._opening: asyncio.Task[None] | None = None

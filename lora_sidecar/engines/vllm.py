@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from lora_sidecar.config import Config, ServerConfig
 from lora_sidecar.engines.sentinel import Sentinel
-from lora_sidecar.engines.transport import Broken, Reply, Transport, ssl_context
+from lora_sidecar.engines.transport import Broken, Reply, Transport
 from lora_sidecar.engines.vllm_wire import (
     BadListing,
     Listing,
@@ -70,7 +70,7 @@ class Vllm:
     def __init__(self, server: ServerConfig, config: Config, now: Callable[[], float]) -> None:
         """`config` has the deadlines. Raises `SidecarError` where the certificates that `server` names are unusable."""
         self._transport = Transport(server)
-        self._sentinel = Sentinel(server.url, ssl_context(server.tls) if server.tls is not None else None)
+        self._sentinel = Sentinel(server.url, self._transport.context)
         self._name = server.name
         self._base_model = server.base_model
         self._now = now
