@@ -1,5 +1,6 @@
 # make demo    what it does, in under half a minute
 # make test    lint, types, import contracts and the tests, with coverage
+# make bench   what it costs and how fast it is (bench-vllm: with a real vLLM)
 # make test-vllm   the tests against a real vLLM on the CPU (installs it once, about 3.5 GB)
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: demo test lint types contracts tests test-vllm vllm-env lock image clean
+.PHONY: demo test lint types contracts tests test-vllm bench bench-vllm plots vllm-env lock image clean
 
 demo: $(VENV)/.runtime
 	@$(VENV)/bin/python -m lora_sidecar demo
@@ -36,6 +37,17 @@ test-vllm: $(VENV)/.dev vllm-env
 	LORA_SIDECAR_VLLM_PYTHON=$(VLLM_ENV)/bin/python $(VENV)/bin/python -m pytest $(REAL) tests/contract
 	LORA_SIDECAR_VLLM_PYTHON=$(VLLM_ENV)/bin/python $(VENV)/bin/python -m pytest $(REAL) tests/e2e -s
 
+bench: $(VENV)/.dev
+	$(VENV)/bin/python -m benchmarks
+	@$(MAKE) --no-print-directory plots
+
+bench-vllm: $(VENV)/.dev vllm-env
+	LORA_SIDECAR_VLLM_PYTHON=$(VLLM_ENV)/bin/python $(VENV)/bin/python -m benchmarks --real
+	@$(MAKE) --no-print-directory plots
+
+plots: $(VENV)/.bench
+	$(VENV)/bin/python -m benchmarks.plots
+
 vllm-env:
 	PYTHON=$(PYTHON) bash scripts/vllm-env.sh $(VLLM_ENV)
 
@@ -54,12 +66,20 @@ $(VENV)/.dev: locks/dev.txt pyproject.toml $(VENV)/.runtime
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# What draws the plots is in no other environment.
+$(VENV)/.bench: locks/bench.txt $(VENV)/.dev
+	@echo "adding locks/bench.txt to $(VENV)"
+	@$(PIP) install --require-hashes -r locks/bench.txt
+	@touch $@
+
 # Needs `uv`; run it after changing the dependencies in pyproject.toml.
 lock:
 	uv pip compile --universal --generate-hashes --python-version 3.11 --no-annotate --no-header --no-emit-index-url \
 	    -o locks/runtime.txt pyproject.toml
 	uv pip compile --universal --generate-hashes --python-version 3.11 --no-annotate --no-header --no-emit-index-url \
 	    -c locks/runtime.txt --group dev -o locks/dev.txt pyproject.toml
+	uv pip compile --universal --generate-hashes --python-version 3.11 --no-annotate --no-header --no-emit-index-url \
+	    -c locks/dev.txt --group bench -o locks/bench.txt
 
 image:
 	docker build -t lora-sidecar .

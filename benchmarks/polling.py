@@ -9,7 +9,7 @@ import http.client
 import json
 import sys
 import threading
-from contextlib import closing
+from contextlib import closing, suppress
 from urllib.parse import urlsplit
 
 
@@ -33,10 +33,8 @@ def main(arguments: list[str]) -> None:
     adapters = dict(pair.split("=", 1) for pair in pairs)
     pause = threading.Event()
     while True:
-        try:
+        with suppress(OSError, http.client.HTTPException, ValueError):
             once(url, adapters)
-        except (OSError, http.client.HTTPException, ValueError):
-            pass
         pause.wait(float(seconds))
 
 
