@@ -16,6 +16,7 @@ import msgspec
 mpl.use("Agg")
 
 from matplotlib import pyplot as plt
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 Said = dict[str, Any]
 
@@ -30,6 +31,8 @@ def lines(said: Said, axes: Any, names: tuple[str, ...], unit: str) -> None:
     axes.set(xscale="log", yscale="log", xlabel=columns[0], ylabel=unit)
     axes.set_xticks(x, [f"{value:,}" for value in x])
     axes.minorticks_off()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.legend()
 
 
