@@ -45,7 +45,7 @@ def cases(kind: Kind) -> dict[str, Case]:
         "outage": lambda folder: outages.outage(kind, folder, (1, 10, 50, 200), 3),
         "heartbeat": lambda folder: cost.heartbeat(folder, (10, 100, 1000, 10_000), 21),
         "checkpoint": checkpoint,
-        "footprint": lambda folder: cost.footprint(folder, (1, 8), 600),
+        "footprint": lambda folder: cost.footprint(folder, (1, 8), 300),
         "fleet": storm,
     }
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TypeVar
 
@@ -145,14 +146,20 @@ async def footprint(folder: Path, servers: tuple[int, ...], beats: int) -> Figur
     """RSS after the first heartbeats and after many, CPU over them, and the time to the first heartbeat."""
     rows: list[tuple[object, ...]] = []
     whole = await _imported("import aiohttp, aiohttp.web, msgspec, prometheus_client, structlog, tenacity, yaml")
-    async with RunningServer(pods.spec(Kind.FAKE, folder, delay="0"), folder / "server.log") as server:
-        await pods.load_all(server.url, pods.imaginary(100), 8)
-        for count in servers:
-            many = [{"name": f"vllm-{number}", "url": server.url} for number in range(count)]
+    for count in servers:
+        async with AsyncExitStack() as stack:
+            spec = pods.spec(Kind.FAKE, folder, delay="0")
+            urls = [
+                (await stack.enter_async_context(RunningServer(spec, folder / f"server-{number}.log"))).url
+                for number in range(count)
+            ]
+            for url in urls:
+                await pods.load_all(url, pods.imaginary(100), 8)
+            many = [{"name": f"vllm-{number}", "url": url} for number, url in enumerate(urls)]
             quick = {"heartbeat": {"interval": "100ms", "away_interval": "100ms"}, "log": {"level": "info"}}
             began = asyncio.get_running_loop().time()
             async with pods.sidecar(
-                folder / "sidecar", server.url, prelude=pods.AS_IN_PRODUCTION, servers=many, **quick
+                folder / "sidecar", urls[0], prelude=pods.AS_IN_PRODUCTION, servers=many, **quick
             ) as one:
                 await one.event("adapter.adopted", count=100 * count)
                 started = asyncio.get_running_loop().time() - began
