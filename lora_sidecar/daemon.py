@@ -75,10 +75,10 @@ class _Daemon:
             loop.add_signal_handler(number, self._on_signal, number)
         now = loop.time
         self._journal = Journal(now)
-        self._board = Board(tuple(server.name for server in self._config.servers))
-        self._metrics = Metrics(self._board, now)
+        self._board = Board(tuple(server.name for server in self._config.servers), now())
+        self._metrics = Metrics(self._board, now, self._liveness)
         self._ops = OpsServer(self._config.ops, self._board, self._metrics, now, self._liveness)
-        self._journal.write(info(Event.DAEMON_STARTED, version=__version__, pid=os.getpid(), config=self._path))
+        self._report(info(Event.DAEMON_STARTED, version=__version__, pid=os.getpid(), config=self._path))
         try:
             code = await self._guarded(now)
         finally:
@@ -129,7 +129,7 @@ class _Daemon:
 
     async def _start(self, now: Callable[[], float]) -> None:
         await self._ops.start()
-        self._journal.write(
+        self._report(
             info(
                 Event.CONFIG_LOADED,
                 source=self._path,
@@ -156,16 +156,23 @@ class _Daemon:
         def report(*facts: Fact) -> None:
             journal.write(*facts)
             self._metrics.count(server.name, facts)
+            self._board.note(server.name, clock.now(), facts)
 
         return Watch(server.name, self._config, engine, keeper, self._board, report, clock)
 
     async def _run_tasks(self) -> None:
-        reloader = Reloader(self._path, self._config, self._board, self._journal.write, self._apply)
+        reloader = Reloader(self._path, self._config, self._board, self._report, self._apply)
         async with asyncio.TaskGroup() as group:
             group.create_task(reloader.run(), name="reload")
             for watch in self._watches:
                 group.create_task(watch.run(), name="watch")
                 group.create_task(watch.restorer.run(), name="restore")
+
+    def _report(self, *facts: Fact) -> None:
+        """Tell what happened to the process itself."""
+        self._journal.write(*facts)
+        self._metrics.count("", facts)
+        self._board.note("", asyncio.get_running_loop().time(), facts)
 
     def _apply(self, config: Config) -> None:
         self._config = config

@@ -58,11 +58,17 @@ class Watch:
         self._look = asyncio.Event()
         self.restorer = Restorer(engine, clock.now, self.look)
         engine.alarm(self.look)
+        self._announce()
 
     async def open(self) -> None:
         """Read what was remembered. Raises `LockHeldError` where another process keeps this checkpoint."""
         self._desired, facts = await self._keeper.open()
         self._report(*facts)
+        self._announce()
+
+    def _announce(self) -> None:
+        """Show what will be desired, before any heartbeat has ended."""
+        self._board.announce(self._name, declare(self._desired, self._wanted.adapters)[0])
 
     def reconfigure(self, config: Config) -> None:
         """Go by another config from the next heartbeat on, which is now."""
