@@ -29,7 +29,7 @@ RECOVERIES_KEPT: Final = 50
 TEXT_LIMIT: Final = 400
 """Characters that are kept of what an event says."""
 
-_RUN: Final = 5
+_RUN: Final = 3
 """Entries of one event in a row before further ones are only counted."""
 
 
@@ -132,7 +132,7 @@ class History:
 
 def _recovered(at: float, fields: Mapping[str, Any]) -> Recovered:
     return Recovered(
-        began=at - fields["restore_seconds"],
+        began=fields.get("up_at", at - fields["restore_seconds"]),
         ended=at,
         lost=fields["lost"],
         restored=fields["restored"],
@@ -180,7 +180,7 @@ def _of_adapters(event: Event, said: Mapping[str, Any]) -> str:
         case _ if "adapter" in said:
             return f"{said['adapter']}: {said['reason']}" if "reason" in said else f"{said['adapter']} {_origin(said)}"
         case _:
-            return ", ".join(f"{name} {_value(value)}" for name, value in said.items() if name != "exc_info")
+            return ", ".join(f"{name} {_value(value)}" for name, value in said.items() if value not in ([], ""))
 
 
 def _origin(said: Mapping[str, Any]) -> str:

@@ -136,11 +136,11 @@ def _top(shown: Document) -> Html:
 def _main(shown: Document, query: Query, window: str, links: Links) -> Html:
     first = headline(shown)
     sign = element("span", SIGNS[first.mood], class_=f"sign {first.mood.value}", aria_hidden="true")
-    title = element("div", element("h1", sign, element("span", first.text)), class_="head", role="status")
+    detail = element("p", first.detail) if first.detail else None
+    title = element("div", element("h1", sign, element("span", first.text)), detail, class_="head", role="status")
     return element(
         "main",
         title,
-        element("p", first.detail, class_="soft") if first.detail and not shown.servers else None,
         _not_ready(shown),
         [_condition(held.type, held.message, held.hint) for held in shown.conditions],
         [server_card(server, shown.at, window, links.to) for server in shown.servers],
@@ -158,10 +158,10 @@ def _not_ready(shown: Document) -> Html | None:
         return None
     return element(
         "div",
-        element("b", "Not ready: this pod gets no traffic until it is."),
+        element("b", "Not ready"),
         [element("p", line) for line in lines[:5]],
         element("p", f"and {len(lines) - 5} more: see /readyz") if len(lines) > 5 else None,  # noqa: PLR2004
-        class_="note",
+        class_="note bad",
     )
 
 

@@ -22,7 +22,18 @@ from lora_sidecar.ops.status import (
     SpanView,
 )
 from lora_sidecar.ops.timeline import WINDOWS, drawn
-from lora_sidecar.ops.wording import LEVELS, PHASES, STATES, ago, clock, duration, number, seconds_between, share
+from lora_sidecar.ops.wording import (
+    EVENTS,
+    LEVELS,
+    PHASES,
+    STATES,
+    ago,
+    clock,
+    duration,
+    number,
+    seconds_between,
+    share,
+)
 from lora_sidecar.status import AdapterState
 from lora_sidecar.work import Phase
 
@@ -31,6 +42,8 @@ Link = Callable[..., str]
 NAME_SHOWN: Final = 256
 PATH_SHOWN: Final = 300
 LIVES_SHOWN: Final = 12
+EVENTS_SHOWN: Final = 20
+_DAYS: Final = 172_800
 
 
 def since(date: str, now: str, *, how_long: bool = False) -> Html:
@@ -44,6 +57,8 @@ def server_card(server: ServerView, now: str, window: str, link: Link) -> Html:
     mood, word = PHASES[server.phase]
     listed, total = share(server)
     counted = f"{listed:,} of {number(total, 'adapter')} listed" if total else "no adapters"
+    if server.phase != Phase.UP.value and total:
+        counted = f"{number(total, 'adapter')}, not known to be listed"
     title = element(
         "div",
         element("h2", server.name),
@@ -78,7 +93,7 @@ def _axis(window: str) -> Html:
     return element(
         "div",
         element("span", f"{duration(length)} ago"),
-        element("span", f"{duration(length / 2)} ago"),
+        element("span", f"{duration(length / 2)} ago") if length < _DAYS else None,
         element("span", "now"),
         class_="axis",
         aria_hidden="true",
@@ -128,7 +143,7 @@ def _span(span: SpanView, now: str) -> Html:
         Phase.STARTING.value: "not seen yet",
     }
     reason = "" if span.phase == Phase.UP.value or not span.reason else f": {span.reason}"
-    lasted = f", {duration(span.seconds)}" + ("" if span.ended else " so far")
+    lasted = f" {duration(span.seconds)}" + ("" if span.ended else " so far")
     return _told(span.began, now, PHASES[span.phase][0].value, names[span.phase], f"{lasted}{reason}")
 
 
@@ -255,9 +270,14 @@ def events(shown: Document) -> Html:
     """The last events, newest first."""
     several = len(shown.servers) > 1
     items = [_event(one, shown.at, several=several) for one in reversed(shown.events)]
-    listing: Html = (
-        element("ol", items, class_="events") if items else element("p", "Nothing has happened yet.", class_="empty")
-    )
+    listing = [
+        element("ol", items[:EVENTS_SHOWN], class_="events")
+        if items
+        else element("p", "Nothing has happened yet.", class_="empty")
+    ]
+    if earlier := items[EVENTS_SHOWN:]:
+        summary = element("summary", number(len(earlier), "earlier event"))
+        listing.append(element("details", summary, element("ol", earlier, class_="events"), class_="more"))
     return element(
         "section",
         element("div", element("h2", "Last events"), class_="tools"),
@@ -277,5 +297,5 @@ def _event(one: EventView, now: str, *, several: bool) -> Html:
         when,
         element("span", one.event, class_="what"),
         element("bdi", f"{whose}{one.text}", times, class_="text"),
-        class_=LEVELS[one.level].value,
+        class_=EVENTS.get(one.event, LEVELS[one.level]).value,
     )

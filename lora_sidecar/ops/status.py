@@ -23,7 +23,7 @@ from lora_sidecar.work import Condition, Phase
 VERSION: Final = 1
 """Of the document: raised when a field is removed or changes its meaning, not when one is added."""
 
-PAGE_SIZE: Final = 100
+PAGE_SIZE: Final = 50
 LARGEST_PAGE: Final = 1000
 NOT_READY_SHOWN: Final = 20
 

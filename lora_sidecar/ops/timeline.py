@@ -17,7 +17,7 @@ from lora_sidecar.ops.status import BadQueryError, ServerView
 from lora_sidecar.ops.wording import clock, duration, seconds_between
 from lora_sidecar.work import Phase
 
-WINDOWS: Final = {"15m": 900, "1h": 3600, "6h": 21_600, "24h": 86_400, "7d": 604_800}
+WINDOWS: Final = {"2m": 120, "10m": 600, "1h": 3600, "6h": 21_600, "24h": 86_400, "7d": 604_800}
 """The windows that can be looked at, in seconds."""
 
 WIDTH: Final = 1000

@@ -12,6 +12,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from lora_sidecar.events import Event
 from lora_sidecar.ops.status import Document, ServerView
 from lora_sidecar.status import AdapterState
 from lora_sidecar.work import Phase
@@ -44,7 +45,18 @@ STATES: Final = {
     AdapterState.UNKNOWN.value: Mood.IDLE,
 }
 
-LEVELS: Final = {"debug": Mood.IDLE, "info": Mood.GOOD, "warning": Mood.WARN, "error": Mood.BAD}
+LEVELS: Final = {"debug": Mood.IDLE, "info": Mood.IDLE, "warning": Mood.WARN, "error": Mood.BAD}
+
+EVENTS: Final = {
+    Event.SERVER_DOWN.value: Mood.BAD,
+    Event.SERVER_UP.value: Mood.GOOD,
+    Event.RESTORE_SUCCEEDED.value: Mood.GOOD,
+    Event.RECOVERY_COMPLETED.value: Mood.GOOD,
+    Event.RESTORE_COMPLETED.value: Mood.GOOD,
+    Event.CHECKPOINT_RECOVERED.value: Mood.GOOD,
+    Event.CONDITION_CLEARED.value: Mood.GOOD,
+}
+"""What an event means to a person, where that is not its level."""
 
 
 _NOT_UP: Final = (
@@ -70,7 +82,7 @@ def headline(shown: Document) -> Headline:
         found = [server for server in shown.servers if server.phase == phase.value]
         if found:
             text = f"{found[0].name} {one}" if len(found) == 1 else f"{len(found)} servers {several}"
-            return Headline(PHASES[phase.value][0], text, found[0].detail)
+            return Headline(PHASES[phase.value][0], text)
     return _of_adapters(shown)
 
 
@@ -115,9 +127,11 @@ def seconds_between(earlier: str, later: str) -> float:
 def duration(seconds: float) -> str:
     """A duration as a person says it, in one or two units; the script writes the same."""
     whole = round(seconds)
+    if 0 < seconds < 0.95:  # noqa: PLR2004 - tenths of less than a second say nothing
+        return f"{max(1, round(seconds * 1000))} ms"
     if seconds < 9.95:  # noqa: PLR2004 - from there on the tenths are rounded away
         return f"{max(0.0, seconds):.1f} s"
-    if whole < 120:  # noqa: PLR2004
+    if whole < 60:  # noqa: PLR2004
         return f"{whole} s"
     minutes = whole // 60
     if minutes < 120:  # noqa: PLR2004

@@ -6,7 +6,7 @@
   const root = document.documentElement;
   let tag = root.dataset.tag, skew = Date.parse(root.dataset.at) - Date.now(), good = Date.now(), busy = false;
 
-  const duration = (s) => s < 120 ? `${s} s` : s < 7200 ? `${Math.floor(s / 60)} min` :
+  const duration = (s) => s < 60 ? `${s} s` : s < 7200 ? `${Math.floor(s / 60)} min` :
     s < 172800 ? `${Math.floor(s / 3600)} h` : `${Math.floor(s / 86400)} d`;
 
   const tick = () => {
