@@ -1,5 +1,6 @@
 # make demo    what it does, in under half a minute
 # make test    lint, types, import contracts and the tests, with coverage
+# make check-ops   the page in a browser, and metrics and rules under Prometheus' own tool (both: make ops-tools)
 # make bench   what it costs and how fast it is (bench-vllm: with a real vLLM)
 # make test-vllm   the tests against a real vLLM on the CPU (installs it once, about 3.5 GB)
 
@@ -13,7 +14,7 @@ PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: demo test lint types contracts tests test-vllm bench bench-vllm plots vllm-env lock image clean
+.PHONY: demo check-ops ops-tools test lint types contracts tests test-vllm bench bench-vllm plots vllm-env lock image clean
 
 demo: $(VENV)/.runtime
 	@$(VENV)/bin/python -m lora_sidecar demo
@@ -31,7 +32,16 @@ contracts: $(VENV)/.dev
 	$(VENV)/bin/lint-imports
 
 tests: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --ignore tests/e2e --cov --cov-report=term --durations=5
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not tools" --ignore tests/e2e --cov --cov-report=term --durations=5
+
+check-ops: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest -m tools -p no:xdist --durations=5 tests/ops tests/browser
+
+# As root on Debian; elsewhere, install promtool (Prometheus) and Chromium by other means.
+ops-tools:
+	@command -v promtool >/dev/null && command -v chromium >/dev/null || \
+	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	      apt-get install -y -qq --no-install-recommends prometheus chromium fonts-dejavu-core; }
 
 test-vllm: $(VENV)/.dev vllm-env
 	LORA_SIDECAR_VLLM_PYTHON=$(VLLM_ENV)/bin/python $(VENV)/bin/python -m pytest $(REAL) tests/contract

@@ -34,6 +34,12 @@ def chromium() -> str:
     raise FileNotFoundError("Chromium is needed for these tests: apt-get install chromium")
 
 
+def _port_in(file: Path) -> int:
+    """The port that the browser wrote down, 0 as long as it has not."""
+    text = file.read_text() if file.exists() else ""
+    return int(text.split()[0]) if "\n" in text else 0
+
+
 class Browser:
     """One browser, used as `async with Browser(folder) as browser`."""
 
@@ -58,9 +64,9 @@ class Browser:
         self._session = aiohttp.ClientSession()
         file = self._folder / "DevToolsActivePort"
         async with asyncio.timeout(30):
-            while not (file.exists() and file.read_text().count("\n")):
+            while not self._port:
                 await asyncio.sleep(_POLL)
-        self._port = int(file.read_text().split()[0])
+                self._port = await asyncio.to_thread(_port_in, file)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -169,7 +175,9 @@ class Tab:
         """Wait until an expression is true; raises `TimeoutError` with the page's text otherwise."""
         try:
             async with asyncio.timeout(within):
-                while not await self.value(expression):
+                while True:
+                    if await self.value(expression):
+                        return
                     await asyncio.sleep(_POLL)
         except TimeoutError:
             raise TimeoutError(f"{expression} was not true within {within} s:\n{await self.text()}") from None
