@@ -13,16 +13,12 @@
     const now = Date.now() + skew;
     for (const one of document.querySelectorAll("time[data-ago]")) {
       const s = Math.floor(Math.max(0, now - Date.parse(one.dateTime)) / 1000);
-      const text = s < 1 ? "just now" : one.dataset.ago === "for" ? duration(s) : `${duration(s)} ago`;
+      const text = one.dataset.ago === "for" ? duration(s) : s < 1 ? "just now" : `${duration(s)} ago`;
       if (one.textContent !== text) one.textContent = text;
     }
   };
 
   const sync = (old, fresh) => {
-    if (old.nodeType !== fresh.nodeType || old.nodeName !== fresh.nodeName) {
-      old.replaceWith(document.importNode(fresh, true));
-      return;
-    }
     if (old.nodeType !== Node.ELEMENT_NODE) {
       if (old.data !== fresh.data) old.data = fresh.data;
       return;
@@ -35,9 +31,19 @@
     for (const { name, value } of fresh.attributes) {
       if (name !== "open" && old.getAttribute(name) !== value) old.setAttribute(name, value);
     }
-    const before = [...old.childNodes], after = [...fresh.childNodes];
-    after.forEach((node, at) => at < before.length ? sync(before[at], node) : old.append(document.importNode(node, true)));
-    before.slice(after.length).forEach((node) => node.remove());
+    // In order, and by what each is: a note that comes or goes moves its neighbours and does not replace them.
+    const before = [...old.childNodes];
+    let at = 0;
+    for (const node of fresh.childNodes) {
+      const found = before.findIndex((one, place) => place >= at && one.nodeName === node.nodeName);
+      if (found < 0) {
+        old.insertBefore(document.importNode(node, true), before[at] ?? null);
+        continue;
+      }
+      while (at < found) before[at++].remove();
+      sync(before[at++], node);
+    }
+    while (at < before.length) before[at++].remove();
   };
 
   const take = (text) => {
