@@ -131,9 +131,11 @@ class History:
 
 
 def _recovered(at: float, fields: Mapping[str, Any]) -> Recovered:
+    seconds = fields["restore_seconds"]
+    began = fields.get("up_at", at - seconds)
     return Recovered(
-        began=fields.get("up_at", at - fields["restore_seconds"]),
-        ended=at,
+        began=began,
+        ended=began + seconds,
         lost=fields["lost"],
         restored=fields["restored"],
         failed=fields["failed"],
