@@ -50,6 +50,7 @@ LEVELS: Final = {"debug": Mood.IDLE, "info": Mood.IDLE, "warning": Mood.WARN, "e
 EVENTS: Final = {
     Event.SERVER_DOWN.value: Mood.BAD,
     Event.SERVER_UP.value: Mood.GOOD,
+    Event.PROBE_RECOVERED.value: Mood.GOOD,
     Event.RESTORE_SUCCEEDED.value: Mood.GOOD,
     Event.RECOVERY_COMPLETED.value: Mood.GOOD,
     Event.RESTORE_COMPLETED.value: Mood.GOOD,
