@@ -1,9 +1,9 @@
-"""The command line: `run`, `check`, `schema`, `checkpoint show|verify`, `demo`.
+"""The command line: `run`, `check`, `schema`, `checkpoint show|verify`, `healthcheck`, `demo`.
 
 The trap guarded against is a check that needs what it checks: `check` and `checkpoint` touch no server, no lock and no
 port, and the daemon is imported only to be run.
 
-Exit codes: 0 done, or stopped by a signal; 64 usage; 65 a checkpoint that does not verify; 70 a bug; 75 the lock is
+Exit codes: 0 done, or stopped by a signal; 1 not alive; 64 usage; 65 a checkpoint that does not verify; 70 a bug; 75 the lock is
 held; 78 bad config.
 """
 
@@ -21,11 +21,12 @@ from typing import Final, NoReturn
 from lora_sidecar import __version__
 from lora_sidecar.checkpoint import read_file
 from lora_sidecar.codec import Checkpoint, Corrupt, TooNew, decode
-from lora_sidecar.config import json_schema, parse
+from lora_sidecar.config import OpsConfig, json_schema, parse
 from lora_sidecar.errors import CheckpointError, ConfigError
 from lora_sidecar.lean import without_system_certificates
 from lora_sidecar.reload import read
 
+NOT_ALIVE: Final = 1
 USAGE: Final = 64
 BAD_DATA: Final = 65
 BAD_CONFIG: Final = 78
@@ -50,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _schema()
         case "checkpoint":
             return _checkpoint(options.action, options.file)
+        case "healthcheck":
+            return _healthcheck(options.config)
         case "demo":
             return _demo()
         case _:
@@ -68,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     checkpoint = commands.add_parser("checkpoint", help="look at a checkpoint file")
     checkpoint.add_argument("action", choices=["show", "verify"])
     checkpoint.add_argument("file", help="the checkpoint's path")
+    health = commands.add_parser("healthcheck", help="ask the sidecar of this host whether it is alive")
+    health.add_argument("--config", default=DEFAULT_CONFIG, help="the YAML file it runs with (default: %(default)s)")
     commands.add_parser("demo", help="kill a small vLLM-compatible server and watch its adapters come back")
     return parser
 
@@ -149,6 +154,19 @@ def _show(checkpoint: Checkpoint) -> None:
         print(f"{name!s:{width}}  {adapter.origin.value:9}  {listed:10}  {adapter.path}")
     for name, path in sorted(desired.released.items()):
         print(f"{name!s:{width}}  released   until it is unloaded  {path}")
+
+
+def _healthcheck(path: str) -> int:
+    from lora_sidecar.healthcheck import ask  # noqa: PLC0415 - no part of the daemon
+
+    try:
+        bind = parse(read(path), path).ops.bind
+    except ConfigError:
+        # A bad edit leaves the last good config in force, which is not known here: its port is most likely the default.
+        bind = OpsConfig().bind
+    health = ask(bind)
+    print(health.text)
+    return 0 if health.alive else NOT_ALIVE
 
 
 def _demo() -> int:
