@@ -3,6 +3,8 @@
 # make bench   what it costs and how fast it is (bench-vllm: with a real vLLM)
 # make check-ops   the page in a browser, and metrics and rules under Prometheus' own tool; `make ops-tools` installs
 #             both on Debian
+# make check-kubernetes  what config/kubernetes renders to, held against the schemas (needs kubectl)
+# make check-image       builds the image without a registry and runs it (`make image-tools` installs what it needs on Debian)
 # make test-vllm   the tests against a real vLLM on the CPU (installs it once, about 3.5 GB)
 
 PYTHON ?= python3
@@ -11,11 +13,15 @@ VLLM_ENV ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lora-sidecar/vllm-0.32.0
 WORKERS ?= 2
 # One server at a time, shared by the tests of a suite: each takes a minute to start, and 3 GB.
 REAL = -m vllm -p no:xdist -p no:randomly --durations=5
+# These need more than Python: `make test-vllm`, `make check-kubernetes`, `make check-image`.
+NOT_HERE = --ignore tests/e2e --ignore tests/kubernetes --ignore tests/image
+ALONE = -p no:xdist -p no:randomly
 PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: demo test lint types contracts tests check-ops ops-tools test-vllm bench bench-vllm plots vllm-env lock image clean
+.PHONY: demo test lint types contracts tests check-ops ops-tools check-kubernetes check-image image-tools test-vllm \
+    bench bench-vllm plots vllm-env lock image clean
 
 demo: $(VENV)/.runtime
 	@$(VENV)/bin/python -m lora_sidecar demo
@@ -33,7 +39,7 @@ contracts: $(VENV)/.dev
 	$(VENV)/bin/lint-imports
 
 tests: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not tools" --ignore tests/e2e --cov --cov-report=term --durations=5
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not tools" $(NOT_HERE) --cov --cov-report=term --durations=5
 
 check-ops: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -m tools -p no:xdist --durations=5 tests/ops tests/browser
@@ -43,6 +49,19 @@ ops-tools:
 	@command -v promtool >/dev/null && command -v chromium >/dev/null || \
 	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 	      apt-get install -y -qq --no-install-recommends prometheus chromium fonts-dejavu-core; }
+
+check-kubernetes: $(VENV)/.kubernetes
+	$(VENV)/bin/python -m pytest $(ALONE) tests/kubernetes
+
+# The set-up builds the image, which is part of the first test's time.
+check-image: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest $(ALONE) -o timeout=300 tests/image
+
+# As root on Debian.
+image-tools:
+	@command -v podman >/dev/null && command -v runc >/dev/null || \
+	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	      apt-get install -y -qq --no-install-recommends podman runc; }
 
 test-vllm: $(VENV)/.dev vllm-env
 	LORA_SIDECAR_VLLM_PYTHON=$(VLLM_ENV)/bin/python $(VENV)/bin/python -m pytest $(REAL) tests/contract
@@ -83,6 +102,10 @@ $(VENV)/.bench: locks/bench.txt $(VENV)/.dev
 	@$(PIP) install --require-hashes -r locks/bench.txt
 	@touch $@
 
+$(VENV)/.kubernetes: locks/kubernetes.txt $(VENV)/.dev
+	@$(PIP) install --require-hashes -r locks/kubernetes.txt
+	@touch $@
+
 # Needs `uv`; run it after changing the dependencies in pyproject.toml.
 lock:
 	uv pip compile --universal --generate-hashes --python-version 3.11 --no-annotate --no-header --no-emit-index-url \
@@ -91,9 +114,16 @@ lock:
 	    -c locks/runtime.txt --group dev -o locks/dev.txt pyproject.toml
 	uv pip compile --universal --generate-hashes --python-version 3.11 --no-annotate --no-header --no-emit-index-url \
 	    -c locks/dev.txt --group bench -o locks/bench.txt
+	uv pip compile --universal --generate-hashes --python-version 3.11 --no-annotate --no-header --no-emit-index-url \
+	    -c locks/dev.txt --group kubernetes -o locks/kubernetes.txt
 
+# With whichever of the three is there; docker counts only where its daemon answers.
+IMAGE ?= lora-sidecar
+BUILDER ?= $(firstword $(shell docker info >/dev/null 2>&1 && echo docker) $(notdir $(shell command -v podman buildah 2>/dev/null)))
 image:
-	docker build -t lora-sidecar .
+	@test -n "$(BUILDER)" || { echo "make image needs docker (with its daemon), podman or buildah"; exit 1; }
+	$(BUILDER) build $(if $(filter docker,$(BUILDER)),,--format docker) --build-arg REVISION=$(shell git rev-parse HEAD) \
+	    $(BUILD_ARGS) -t $(IMAGE) .
 
 clean:
 	rm -rf $(VENV) .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache *.egg-info

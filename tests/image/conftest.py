@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 NAME = "localhost/lora-sidecar"
 BASE = "localhost/python"
 _BUILD_BASE = "localhost/python-with-pip"
-_NEEDED = "these tests need root, podman and runc: apt-get install --no-install-recommends podman runc"
+_NEEDED = "these tests need root, podman and runc: make image-tools installs both on Debian"
 _BASE_FILE = "FROM scratch\nCOPY . /\nENV PATH=/usr/local/bin\n"
 
 StartVllm = Callable[..., Awaitable[RunningServer]]
