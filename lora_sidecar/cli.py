@@ -3,8 +3,8 @@
 The trap guarded against is a check that needs what it checks: `check` and `checkpoint` touch no server, no lock and no
 port, and the daemon is imported only to be run.
 
-Exit codes: 0 done, or stopped by a signal; 1 not alive; 64 usage; 65 a checkpoint that does not verify; 70 a bug; 75 the lock is
-held; 78 bad config.
+Exit codes: 0 done, or stopped by a signal; 1 not alive; 64 usage; 65 a checkpoint that does not verify; 70 a bug;
+75 the lock is held; 78 bad config.
 """
 
 from __future__ import annotations

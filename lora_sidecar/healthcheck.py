@@ -45,7 +45,7 @@ def _ask(host: str, port: int) -> Health:
         reply = connection.getresponse()
         text = reply.read(_LONGEST).decode(errors="replace").strip()
     except (OSError, http.client.HTTPException) as error:
-        return Health(alive=False, text=f"ask http://{host}:{port}/livez: {error or type(error).__name__}")
+        return Health(alive=False, text=f"ask http://{host}:{port}/livez: {error!r}")
     finally:
         connection.close()
     return Health(alive=reply.status == http.client.OK, text=text)

@@ -43,7 +43,7 @@ class Podman(Struct, frozen=True):
         self, *arguments: str, wrap: Sequence[str] = (), check: bool = True, within: float = 240.0, **more: Any
     ) -> str:
         """Call it; returns what it printed. Fails the test with podman's own words where it fails and `check`."""
-        done = subprocess.run(
+        done: subprocess.CompletedProcess[str] = subprocess.run(
             [*wrap, *self.command(*arguments)], capture_output=True, text=True, check=False, timeout=within, **more
         )
         if check and done.returncode:

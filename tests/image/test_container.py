@@ -50,7 +50,7 @@ async def _all_listed(api: Api) -> None:
 
 
 async def test_the_server_is_killed(container: Container, vllm: RunningServer, session: aiohttp.ClientSession) -> None:
-    """From a container without rights and with a read-only root, everything is loaded again after the server's death."""
+    """From a container without rights and with a read-only root, everything is loaded again when the server died."""
     api = Api(session, vllm.url)
     await _remembered(container, api, _config(vllm))
 
@@ -79,7 +79,7 @@ async def test_what_it_may_do(container: Container, vllm: RunningServer) -> None
     """It is the first process of its container, is not root, has no capability, and seccomp filters its calls."""
     container.start(_config(vllm))
 
-    status = Path(f"/proc/{container.pid}/status").read_text()
+    status = await asyncio.to_thread(Path(f"/proc/{container.pid}/status").read_text)
 
     told = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
     assert told["NSpid"].split()[-1] == "1"
@@ -109,7 +109,7 @@ async def test_told_to_stop(container: Container, vllm: RunningServer, number: s
 
 @pytest.mark.parametrize("delay", [0.1, 0.2, 0.3, 0.5])
 async def test_told_to_stop_while_it_starts(container: Container, vllm: RunningServer, delay: float) -> None:
-    """Told to stop while it imports itself or opens its parts, it ends all the same; only Python's own start is deaf."""
+    """Told to stop while it imports itself or opens its parts, it ends too; only Python's own start is deaf."""
     container.start(_config(vllm))
     await asyncio.sleep(delay)
     began = asyncio.get_running_loop().time()

@@ -67,7 +67,7 @@ def test_the_sidecar_may_do_nothing(source: str) -> None:
 
 @pytest.mark.parametrize("source", ["pod.yaml", *EXAMPLES])
 def test_a_pod_that_starts(source: str) -> None:
-    """vLLM waits for nothing of the sidecar's, a change of the config arrives, and every name that is used exists."""
+    """The server waits for nothing of the sidecar's, a new config arrives, and every name that is used exists."""
     (pod,) = pods(_all(source))
     sidecar = named(pod["initContainers"], "lora-sidecar")
 

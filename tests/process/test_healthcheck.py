@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -70,15 +71,12 @@ async def test_nobody_listens(tmp_path: Path) -> None:
     assert "refused" in told
 
 
-async def test_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A port that takes the connection and says nothing costs the deadline and no more."""
     monkeypatch.setattr(healthcheck, "TIMEOUT_SECONDS", 0.2)
-    silent = await asyncio.start_server(lambda _, __: asyncio.sleep(30), "127.0.0.1", 0)
-    port = silent.sockets[0].getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        health = await asyncio.to_thread(healthcheck.ask, f"127.0.0.1:{silent.getsockname()[1]}")
 
-    health = await asyncio.to_thread(healthcheck.ask, f"127.0.0.1:{port}")
-
-    silent.close()
     assert not health.alive
     assert "timed out" in health.text
 
@@ -92,7 +90,7 @@ async def test_a_port_of_the_kernels_choice(tmp_path: Path) -> None:
 
 
 async def test_a_bad_config(tmp_path: Path) -> None:
-    """With a config that was broken since the start it asks the default port, where the sidecar most likely lives on."""
+    """With a config that was broken since the start it asks the default port, the likeliest one."""
     file = tmp_path / "sidecar.yaml"
     file.write_text("servers: [")
 

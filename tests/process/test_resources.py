@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import AsyncIterator
+import sys
 from pathlib import Path
 
 import aiohttp
@@ -34,7 +34,7 @@ def granted() -> dict[str, float]:
 
 
 @pytest.fixture
-async def full(new_sidecar: NewSidecar, start_vllm: StartVllm) -> AsyncIterator[Sidecar]:
+async def full(new_sidecar: NewSidecar, start_vllm: StartVllm) -> Sidecar:
     """A sidecar without a coverage measurement that has learned 200 adapters and restored them once."""
     vllm = await start_vllm("--load-delay", "0.005", max_cpu_loras=ADAPTERS)
     sidecar = new_sidecar(vllm.url)
@@ -47,7 +47,7 @@ async def full(new_sidecar: NewSidecar, start_vllm: StartVllm) -> AsyncIterator[
     await vllm.restart()
     recovery = await sidecar.event("recovery.completed")
     assert recovery["restored"] == ADAPTERS
-    yield sidecar
+    return sidecar
 
 
 def _megabytes(sidecar: Sidecar, field: str) -> float:
@@ -72,7 +72,8 @@ async def test_what_the_manifests_ask_for(
     idle = beat / INTERVAL_SECONDS
 
     with capsys.disabled():
-        print(f"\n{ADAPTERS} adapters: {now:.1f} MiB, at most {peak:.1f} MiB; {beat * 1000:.1f} ms of CPU a heartbeat")
+        sys.stdout.write(f"\n{ADAPTERS} adapters: {now:.1f} MiB, at most {peak:.1f} MiB; ")
+        sys.stdout.write(f"{beat * 1000:.1f} ms of CPU a heartbeat\n")
     assert now < granted["memory"]
     assert peak < granted["most"] * 0.75
     assert idle < granted["cpu"]

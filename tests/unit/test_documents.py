@@ -36,7 +36,7 @@ def _targets() -> set[str]:
 @pytest.mark.parametrize(("document", "command"), list(_commands()))
 def test_a_command(document: str, command: str) -> None:
     """Every command of a document names what exists: a target of make, a command of ours, a folder to render."""
-    program, *arguments = shlex.split(command.split("|")[0])
+    program, *arguments = shlex.split(command.split("|", maxsplit=1)[0])
     match program:
         case "make":
             assert {argument for argument in arguments if "=" not in argument} <= _targets()
