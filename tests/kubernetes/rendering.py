@@ -1,7 +1,7 @@
 """Renders config/kubernetes as a cluster would get it, and holds the result against the schemas of Kubernetes.
 
 The trap guarded against is a schema that lets everything through: the strict schemas refuse unknown fields.
-Kinds of others (LeaderWorkerSet, PodMonitor) are held against what is written here or a pod's own schema, never skipped.
+Kinds of others (LeaderWorkerSet, PodMonitor) are held against what stands here or a pod's own schema, never skipped.
 """
 
 from __future__ import annotations
