@@ -68,9 +68,16 @@ def test_only_the_product(root: Path) -> None:
     unwanted = re.compile(r"(^|/)(pip|setuptools|wheel|tests|docs|build|\.git)$")
     assert [name for name in names if unwanted.search(name)] == []
     assert not list(root.rglob("ensurepip"))
-    ours = {path.name for path in (ROOT / "lora_sidecar").rglob("*.py")}
-    theirs = {path.name for path in (root / "packages/lora_sidecar").rglob("*") if path.suffix not in {"", ".pyc"}}
-    assert theirs - {"py.typed"} == ours
+    assert _sources(root / "packages/lora_sidecar") == _sources(ROOT / "lora_sidecar")
+
+
+def _sources(package: Path) -> set[str]:
+    """The files of a package, without what Python made of them."""
+    return {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
 
 
 def test_compiled(root: Path) -> None:

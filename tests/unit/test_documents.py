@@ -7,6 +7,7 @@ import shlex
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -50,10 +51,18 @@ def test_a_command(document: str, command: str) -> None:
                 own, *rest = arguments[arguments.index("--") + 1 :]
                 assert own == "lora-sidecar"
                 _accepted(rest)
+        case "curl":
+            (url,) = [argument for argument in arguments if not argument.startswith("-")]
+            assert urlsplit(f"http://{url}").path in _paths()
         case ".venv/bin/python":
             assert (ROOT / arguments[2]).exists()
         case _:
             pytest.fail(f"{document}: nobody has run {command}")
+
+
+def _paths() -> set[str]:
+    """What the ops port answers on."""
+    return set(re.findall(r'web\.get\("([^"{]*)"', (ROOT / "lora_sidecar/ops/http.py").read_text()))
 
 
 def _accepted(arguments: list[str]) -> None:
