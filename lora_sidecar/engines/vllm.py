@@ -18,6 +18,7 @@ import msgspec
 from msgspec.structs import replace
 
 from lora_sidecar.config import Config, ServerConfig
+from lora_sidecar.engines.answers import absent_base, refusal, unanswered, unknown, unlisted
 from lora_sidecar.engines.sentinel import Sentinel
 from lora_sidecar.engines.transport import Broken, Reply, Transport
 from lora_sidecar.engines.vllm_wire import (
@@ -31,13 +32,11 @@ from lora_sidecar.engines.vllm_wire import (
     decode_metrics,
     error_text,
     is_route_absent,
-    sentence,
 )
 from lora_sidecar.model import (
     Accepted,
     Adapter,
     Failure,
-    FailureKind,
     Observation,
     Observed,
     Reason,
@@ -49,19 +48,6 @@ from lora_sidecar.model import (
 _LOAD: Final = "/v1/load_lora_adapter"
 _UNLOAD: Final = "/v1/unload_lora_adapter"
 _UNLOAD_DEADLINE: Final = 30.0
-
-_HINTS: Final = {
-    Reason.REFUSED: "nothing listens there; vLLM refuses connections until it is ready",
-    Reason.UNREACHABLE: "check servers[].url",
-    Reason.TIMEOUT: "the server is busy, stopped or hung",
-    Reason.ENGINE_DEAD: "vLLM ends itself within seconds and its container is restarted",
-    Reason.UNAUTHORIZED: "the key in api_key_file must be one that the server was started with",
-    Reason.WRONG_SERVER: "is servers[].url the address of a vLLM server?",
-    Reason.BASE_MODEL_ABSENT: "is servers[].url the right server, and servers[].base_model a name that it serves?",
-    Reason.TLS: "check servers[].tls and the server's certificate",
-    Reason.KEY_UNREADABLE: "check servers[].api_key_file and its mount",
-    Reason.LOCAL: "this process ran out of file descriptors or memory",
-}
 
 
 class Vllm:
@@ -122,7 +108,7 @@ class Vllm:
         at = self._now()
         unready = await self._transport.refresh_key(self._probe_timeout) or await self._probe()
         if unready is not None:
-            return self._unknown(at, unready)
+            return unknown(at, unready)
         if trusted is not None:
             listing = await self._list()
             if isinstance(listing, Unknown):
@@ -148,7 +134,7 @@ class Vllm:
         if adapter.is_3d_lora_weight:
             body["is_3d_lora_weight"] = True
         reply = await self._transport.post(_LOAD, msgspec.json.encode(body), self._load_timeout)
-        return _failure(reply) if isinstance(reply, Broken) else classify_load(reply.status, reply.body)
+        return unanswered(reply) if isinstance(reply, Broken) else classify_load(reply.status, reply.body)
 
     async def quiet_since(self, oldest: float) -> float | None:
         """See `engines.Engine.quiet_since`; `vllm:num_requests_running` and `_waiting` on `/metrics` tell."""
@@ -160,7 +146,7 @@ class Vllm:
         """See `engines.Engine.unload`."""
         body = msgspec.json.encode({"lora_name": name})
         reply = await self._transport.post(_UNLOAD, body, _UNLOAD_DEADLINE)
-        return _failure(reply) if isinstance(reply, Broken) else classify_unload(reply.status, reply.body)
+        return unanswered(reply) if isinstance(reply, Broken) else classify_unload(reply.status, reply.body)
 
     async def _probe(self) -> Broken | None:
         """Whether the server says that it is well; None if it does. A hung engine does, too."""
@@ -174,34 +160,24 @@ class Vllm:
             busy = "scaling" in text.lower()
             reason = Reason.STARTING if busy else Reason.ENGINE_DEAD
             return Broken(reason, f"/health answered {reply.status}{text and ': ' + text}", sent=True)
-        return _refusal("/health", reply)
+        return refusal("/health", reply)
 
     async def _list(self) -> Listing | Unknown:
         at = self._now()
         reply = await self._transport.get("/v1/models", self._list_timeout)
         if isinstance(reply, Broken):
-            return self._unknown(at, reply)
+            return unknown(at, reply)
         if not reply.ok:
-            return self._unknown(at, _refusal("/v1/models", reply))
+            return unknown(at, refusal("/v1/models", reply))
         listing = self._listings.decode(reply.body)
         match listing:
             case BadListing():
-                sample = sentence(reply.body[:200].decode("utf-8", "replace"))
-                detail = f"/v1/models is {listing.why}; it begins {sample!r}"
-                return self._unknown(at, Broken(Reason.MALFORMED, detail, sent=True))
+                return unknown(at, unlisted("/v1/models", reply.body, listing.why))
             case Listing():
-                absent = self._absent_base(listing)
-                return self._unknown(at, Broken(Reason.BASE_MODEL_ABSENT, absent, sent=True)) if absent else listing
+                absent = absent_base([base.id for base in listing.bases], self._base_model)
+                return listing if absent is None else unknown(at, absent)
             case _:
                 assert_never(listing)
-
-    def _absent_base(self, listing: Listing) -> str:
-        served = [base.id for base in listing.bases]
-        if not served:
-            return "/v1/models lists no base model"
-        if self._base_model is not None and self._base_model not in served:
-            return sentence(f"/v1/models lists the base models {served}, not {self._base_model!r}")
-        return ""
 
     async def _vitals(self) -> Vitals:
         asked_at = self._now()
@@ -250,28 +226,8 @@ class Vllm:
             return None
         return Withheld(Wakefulness.UNCLEAR, "the server does not tell whether its engine is awake")
 
-    def _unknown(self, at: float, broken: Broken) -> Unknown:
-        return Unknown(at, broken.reason, sentence(broken.detail), _HINTS.get(broken.reason, ""))
-
 
 def _same(listing: Listing, trusted: Observed) -> bool:
     return (listing.adapters is trusted.adapters or listing.adapters == trusted.adapters) and (
         listing.bases == trusted.bases
     )
-
-
-def _refusal(path: str, reply: Reply) -> Broken:
-    """A status that is no answer to the question; a redirect is one, too, since it is not followed."""
-    text = error_text(reply.body)
-    detail = f"{path} answered {reply.status}{text and ': ' + text}"
-    if reply.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-        return Broken(Reason.UNAUTHORIZED, detail, sent=True)
-    if reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR or reply.status == HTTPStatus.TOO_MANY_REQUESTS:
-        return Broken(Reason.SERVER_ERROR, detail, sent=True)
-    return Broken(Reason.WRONG_SERVER, detail, sent=True)
-
-
-def _failure(broken: Broken) -> Failure:
-    """A load or unload without an answer: ambiguous, unless it never left."""
-    kind = FailureKind.AMBIGUOUS if broken.sent else FailureKind.ENGINE
-    return Failure(kind, sentence(f"{broken.reason.value}: {broken.detail}"))
