@@ -85,7 +85,10 @@ class Observed(Struct, frozen=True):
     `at` is when the listing was asked for. `start_time` is the server's `process_start_time_seconds`, read before
     this listing or carried over from a listing since which nothing changed; None where unknown. `runtime_loading`
     is whether the server has the load route, None where that was not found out. `line` is the number of the silent
-    connection that was open before this listing was asked for and still after it came, None where there was none.
+    connection that was open before this listing was asked for and still after it came, None where there was none. `capacity`
+    is how many adapters the
+    server lists at most: it takes the least recently used one out for the next, and loads it again by itself (SGLang);
+    None where nothing is ever taken out.
     """
 
     at: float
@@ -94,6 +97,7 @@ class Observed(Struct, frozen=True):
     start_time: float | None = None
     runtime_loading: bool | None = None
     line: int | None = None
+    capacity: int | None = None
 
 
 class Reason(StrEnum):

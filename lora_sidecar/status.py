@@ -28,6 +28,8 @@ class AdapterState(StrEnum):
     LISTED = "listed"
     REPLACED = "replaced"
     """Listed, with another path than desired."""
+    EVICTED = "evicted"
+    """Taken out of the listing by the server to make room; it loads the adapter by itself when it is asked for."""
     MISSING = "missing"
     """Not listed, and about to be restored or found to have been unloaded."""
     BACKOFF = "backoff"
@@ -110,6 +112,8 @@ def _state(adapter: Adapter, listed: Mapping[str, str], work: Work, *, up: bool)
         if same_path(path, adapter.path):
             return AdapterState.LISTED, ""
         return AdapterState.REPLACED, clipped(f"listed with the path {path}")
+    if adapter.name in work.evicted:
+        return AdapterState.EVICTED, "the server made room, and loads it again by itself"
     attempt = work.attempts.get(adapter.name, Attempt())
     if attempt.failures and attempt.failure is not None:
         parked = attempt.failure.kind is FailureKind.ADAPTER
@@ -123,12 +127,15 @@ def _state(adapter: Adapter, listed: Mapping[str, str], work: Work, *, up: bool)
     return AdapterState.MISSING, ""
 
 
+_SERVED = frozenset({AdapterState.LISTED, AdapterState.REPLACED, AdapterState.EVICTED})
+
+
 def unready(status: ServerStatus) -> tuple[str, ...]:
-    """Why this server is not ready, a line each; empty if every required adapter is listed."""
+    """Why this server is not ready, a line each; empty if every required adapter is served."""
     if not status.beats:
         return (f"{status.name}: no heartbeat has ended yet",)
     required = [s for s in status.adapters if s.adapter.required]
-    kept_back = [s for s in required if s.state not in (AdapterState.LISTED, AdapterState.REPLACED)]
+    kept_back = [s for s in required if s.state not in _SERVED]
     return tuple(
         f"{status.name}: adapter {s.adapter.name} is {s.state.value}{s.reason and ': ' + s.reason}" for s in kept_back
     )

@@ -133,7 +133,8 @@ class Work(Struct, frozen=True):
     in a row without them. `attempts` has an entry only where a load was tried in this incarnation. `restoring` is
     whether a restore was begun that is not over, so that its beginning is told once. `steady` is the desired for which
     `last` leaves nothing to do, to wait for or to say, and will not as long as both and the policy are the same; None
-    where another look may come to something else.
+    where another look may come to something else. `evicted` are the adapters that the server took
+    out of its listing by itself in this incarnation.
     """
 
     server: ServerState = ServerState()
@@ -147,6 +148,7 @@ class Work(Struct, frozen=True):
     conditions: tuple[Condition, ...] = ()
     restoring: bool = False
     steady: Desired | None = None
+    evicted: frozenset[str] = frozenset()
 
 
 class Verdict(StrEnum):

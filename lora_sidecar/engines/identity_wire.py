@@ -4,8 +4,8 @@ The trap guarded against is a guess. vLLM and SGLang list their models on one ro
 and a load sent to the wrong route of the right server, or to the wrong server, is not made good by its error. So only
 an engine's own mark counts, and without one the engine is unknown.
 
-Read in the source: `owned_by` is "vllm" in vLLM 0.6 to 0.33, "vllm-frontend-rs" in its Rust frontend (0.33), "sglang" in
-SGLang 0.5.6 to 0.5.23. Only vLLM has `/version`, only SGLang `/model_info`.
+Read in the source: `owned_by` is "vllm" in vLLM 0.6 to 0.33, "vllm-frontend-rs" in its Rust frontend (0.33), "sglang"
+in SGLang 0.5.6 to 0.5.23. Only vLLM has `/version`, only SGLang `/model_info`.
 """
 
 from __future__ import annotations

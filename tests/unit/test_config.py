@@ -142,12 +142,13 @@ def test_every_key_reaches_its_place() -> None:
     """No key is read into another's place: a file that sets each to a value of its own gives exactly those."""
     text = """
 servers:
-- {name: a-0, url: "HTTPS://H.Example:443/team/", engine: vllm, api_key_file: /k, base_model: org/base,
+- {name: a-0, url: "HTTPS://H.Example:443/team/", engine: sglang, api_key_file: /k,
+   admin_api_key_file: /a, base_model: org/base,
    tls: {ca_file: /ca, cert_file: /cert, key_file: /key}}
 - {name: b, url: unix:///run/vllm.sock}
 - {name: c, url: "http://[::1]:8001"}
 adapters:
-- {name: "007", path: /a/, required: true, priority: -3, is_3d_lora_weight: on}
+- {name: "007", path: /a/, required: true, priority: -3, is_3d_lora_weight: on, servers: [c, a-0]}
 - {name: "naïve 模型", path: org/name-1.0}
 policy: {adopt: {enabled: false, max: 7, roots: [/r/, /], names: "team-.*"}, on_external_unload: restore}
 heartbeat: {interval: 1m30s, probe_timeout: 50ms, list_timeout: 0.5s, away_interval: 20ms, down_after_timeouts: 9,
@@ -160,12 +161,14 @@ log: {level: debug, format: pretty}
     config = parse(text.encode(), "test.yaml")
 
     assert config.servers == (
-        ServerConfig("a-0", "https://h.example/team", "vllm", "/k", "org/base", TlsConfig("/ca", "/cert", "/key")),
+        ServerConfig(
+            "a-0", "https://h.example/team", "sglang", "/k", "/a", "org/base", TlsConfig("/ca", "/cert", "/key")
+        ),
         ServerConfig("b", "unix:///run/vllm.sock"),
         ServerConfig("c", "http://[::1]:8001"),
     )
     assert config.adapters == (
-        AdapterConfig("007", "/a/", required=True, priority=-3, is_3d_lora_weight=True),
+        AdapterConfig("007", "/a/", required=True, priority=-3, is_3d_lora_weight=True, servers=("c", "a-0")),
         AdapterConfig("naïve 模型", "org/name-1.0"),
     )
     assert config.policy == PolicyConfig(AdoptConfig(False, 7, ("/r", "/"), "team-.*"), "restore")  # noqa: FBT003
@@ -348,7 +351,7 @@ def test_null_is_refused_where_a_text_is_needed(written: str) -> None:
         ("url", "unix:///", "absolute path"),
         ("url", "unix:///run/", "absolute path"),
         ("url", f"unix:///{'a' * 107}", "108 bytes: the kernel takes at most 107"),
-        ("engine", "sglang", "must be one of auto, vllm"),
+        ("engine", "tgi", "must be one of auto, vllm, sglang"),
         ("engine", "off", "is the boolean false"),
         ("engine", "null", "is empty"),
         ("base_model", '" a"', "must not begin or end with a space"),
@@ -760,6 +763,7 @@ BASE = """servers:
         (BASE.replace("https://h", "https://i"), ("servers[0].url",)),
         (BASE.replace("http://b", "http://b, engine: vllm"), ("servers[1].engine",)),
         (BASE.replace("http://b", "http://b, api_key_file: /k"), ("servers[1].api_key_file",)),
+        (BASE.replace("http://b", "http://b, admin_api_key_file: /k"), ("servers[1].admin_api_key_file",)),
         (BASE.replace("https://h", "https://h, tls: {ca_file: /c}"), ("servers[0].tls",)),
         (BASE.replace("http://b", "http://b, base_model: m"), ()),
         (BASE.replace("name: a", "name: c"), ("servers",)),
