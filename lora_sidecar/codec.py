@@ -83,6 +83,7 @@ class _AdapterV1(Struct, frozen=True, forbid_unknown_fields=True):
     priority: int
     is_3d_lora_weight: bool
     base: str | None
+    listed_as: str | None = None
 
 
 class _IncarnationV1(Struct, frozen=True, forbid_unknown_fields=True):
@@ -313,6 +314,7 @@ def _checkpoint(stored: _CheckpointV1) -> Checkpoint:
                     priority=adapter.priority,
                     is_3d_lora_weight=adapter.is_3d_lora_weight,
                     base=adapter.base,
+                    listed_as=adapter.listed_as,
                 )
                 for adapter in stored.adapters
             },

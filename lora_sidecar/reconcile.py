@@ -17,10 +17,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from lora_sidecar import outage
+from lora_sidecar.aliases import learn
 from lora_sidecar.attempts import Clock, absorb, settle, undecided
 from lora_sidecar.conditions import conditions_of, transitions
 from lora_sidecar.config import AdoptConfig, BackoffConfig, Config, HeartbeatConfig
-from lora_sidecar.desired import adopt, forget, same_base, same_path
+from lora_sidecar.desired import adopt, forget, is_listed_path, same_base, same_path
 from lora_sidecar.events import Event, Fact, info, legible, shown, warning
 from lora_sidecar.eviction import crowding, evicted, registered
 from lora_sidecar.lineage import Evidence, Judgement, judge
@@ -105,6 +106,7 @@ def _plan(desired: Desired, seen: Observed, work: Work, policy: Policy, judgemen
         work = replace(work, missed={}, attempts={}, hold=None, withheld=None, restoring=False, evicted=frozenset())
 
     desired, restarted = _enter(desired, judgement, seen, listed, watched=last is not None)
+    desired = learn(desired, work.attempts, seen)
     desired, refused, adopted = adopt(desired, seen.adapters, seen.bases, policy.adopt)
     desired = _remember_listed(desired, listed)
     desired = registered(desired, work, seen, listed)
@@ -226,7 +228,7 @@ def _drift(
 ) -> tuple[Drift, tuple[Fact, ...]]:
     """How the listing differs from desired, and the fact of it where it differs in more than before."""
     ours = {n: path for n, path in listed.items() if n in desired.adapters}
-    replaced = {n for n, path in ours.items() if not same_path(desired.adapters[n].path, path)}
+    replaced = {n for n, path in ours.items() if not is_listed_path(desired.adapters[n], path)}
     drift = Drift(frozenset(missing), frozenset(replaced), frozenset(refused.keys() - ours.keys()))
     if drift == before:
         return before, ()

@@ -15,7 +15,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from lora_sidecar.desired import same_path
+from lora_sidecar.desired import is_listed_path
 from lora_sidecar.events import Fact
 from lora_sidecar.history import Entry, History, Recovered, Span, clipped
 from lora_sidecar.model import Adapter, Desired, FailureKind, Incarnation, Reason
@@ -109,7 +109,7 @@ def _state(adapter: Adapter, listed: Mapping[str, str], work: Work, *, up: bool)
         return AdapterState.UNKNOWN, f"the server is {work.server.phase.value}"
     path = listed.get(adapter.name)
     if path is not None:
-        if same_path(path, adapter.path):
+        if is_listed_path(adapter, path):
             return AdapterState.LISTED, ""
         return AdapterState.REPLACED, clipped(f"listed with the path {path}")
     if adapter.name in work.evicted:

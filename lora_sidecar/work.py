@@ -49,7 +49,8 @@ class Attempt(Struct, frozen=True):
     """What is known of the loads of one adapter during one incarnation.
 
     `failures` counts failures in a row. Nothing is sent before `not_before`. `ended_at` is when the last load ended:
-    only a listing asked for later can say what came of it. `accepted` is whether the server said yes to that load.
+    only a listing asked for later can say what came of it. `accepted` is whether the server said yes to that load,
+    `fresh` whether it was that load that put the adapter there.
     `listed_since` is when the adapter was seen listed after it, None while it is missing.
     """
 
@@ -59,6 +60,7 @@ class Attempt(Struct, frozen=True):
     ended_at: float = 0.0
     seconds: float = 0.0
     accepted: bool = False
+    fresh: bool = False
     listed_since: float | None = None
 
 

@@ -62,9 +62,11 @@ class Auto:
         await asyncio.gather(self._transport.close(), *(client.close() for client in self._clients.values()))
 
     async def observe(self, trusted: Observed | None) -> Observation:
-        """See `engines.Engine.observe`. Without a trusted listing the server is first asked again what it is."""
+        """See `engines.Engine.observe`. Unless the listing is the trusted one, the server is asked again what it is."""
         if trusted is not None and self._current is not None:
-            return await self._current.observe(trusted)
+            seen = await self._current.observe(trusted)
+            if not isinstance(seen, Observed) or seen.adapters is trusted.adapters:
+                return seen
         at = self._now()
         identity = await self._identify()
         if isinstance(identity, Broken):

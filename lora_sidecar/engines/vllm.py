@@ -123,7 +123,9 @@ class Vllm:
         listing = await self._list()
         if isinstance(listing, Unknown):
             return listing
-        return Observed(at, listing.bases, listing.adapters, vitals.start_time, runtime_loading)
+        return Observed(
+            at, listing.bases, listing.adapters, vitals.start_time, runtime_loading, resolves_paths=listing.rust
+        )
 
     async def load(self, adapter: Adapter, incarnation: int) -> Accepted | Failure | Withheld:
         """See `engines.Engine.load`. `load_inplace` is never sent: before 0.33 it sticks, and re-reads the disk."""

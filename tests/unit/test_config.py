@@ -821,3 +821,48 @@ def test_any_other_concurrency_is_refused(written: str) -> None:
     """What is neither is named with its line and key."""
     with pytest.raises(ConfigError, match=r"restore\.concurrency"):
         parse(f"{SERVER}\nrestore: {{concurrency: {written}}}".encode(), "test.yaml")
+
+
+TWO_SERVERS = """servers:
+- {name: a, url: http://a}
+- {name: b, url: http://b}
+"""
+
+
+def test_adapters_are_declared_on_the_servers_that_they_name() -> None:
+    """An adapter without servers is for all of them, in the order of the file."""
+    text = TWO_SERVERS + "adapters: [{name: x, path: /x}, {name: y, path: /y, servers: [b]}]\n"
+    config = parse(text.encode(), "test.yaml")
+
+    assert [[one.name for one in config.declared_on(server)] for server in ("a", "b")] == [["x"], ["x", "y"]]
+
+
+@pytest.mark.parametrize(
+    ("servers", "key", "rule"),
+    [
+        ("[c]", "adapters[0].servers[0]", "is not the name of a server"),
+        ("[a, a]", "adapters[0].servers[1]", "is named twice"),
+        ("[]", "adapters[0].servers", "must not be empty"),
+        ("[A]", "adapters[0].servers[0]", ""),
+        ("a", "adapters[0].servers", "must be a list"),
+    ],
+)
+def test_servers_of_an_adapter_must_exist(servers: str, key: str, rule: str) -> None:
+    """An adapter that no server would ever have is a mistake, and not silently nowhere."""
+    text = TWO_SERVERS + f"adapters: [{{name: x, path: /x, servers: {servers}}}]\n"
+    with pytest.raises(ConfigError) as raised:
+        parse(text.encode(), "test.yaml")
+
+    (problem,) = raised.value.problems
+    assert problem.key == key
+    assert rule in problem.rule
+
+
+def test_admin_key_is_for_sglang_alone() -> None:
+    """A second key for vLLM is a misunderstanding that would only show in the outage."""
+    with pytest.raises(ConfigError) as raised:
+        parse(server(engine="vllm", admin_api_key_file="/k").encode(), "test.yaml")
+
+    assert [problem.key for problem in raised.value.problems] == ["servers[0].admin_api_key_file"]
+    sound = parse(server(engine="auto", admin_api_key_file="/k").encode(), "test.yaml")
+    assert sound.servers[0].admin_api_key_file == "/k"
