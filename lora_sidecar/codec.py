@@ -172,10 +172,11 @@ class _Written(str):
 def _adapter_line(adapter: Adapter) -> str:
     """An adapter as one line of JSON: written out, since an encoder takes longer for 10,000 of them than the disk."""
     base = "null" if adapter.base is None else _quoted(adapter.base)
+    listed_as = "" if adapter.listed_as is None else f', "listed_as": {_quoted(adapter.listed_as)}'
     return (
         f'{{"name": {_quoted(adapter.name)}, "path": {_quoted(adapter.path)}, "origin": "{adapter.origin.value}", '
         f'"required": {_BOOLEAN[adapter.required]}, "priority": {adapter.priority}, '
-        f'"is_3d_lora_weight": {_BOOLEAN[adapter.is_3d_lora_weight]}, "base": {base}}}'
+        f'"is_3d_lora_weight": {_BOOLEAN[adapter.is_3d_lora_weight]}, "base": {base}{listed_as}}}'
     )
 
 

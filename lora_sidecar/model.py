@@ -88,9 +88,9 @@ class Observed(Struct, frozen=True):
     this listing or carried over from a listing since which nothing changed; None where unknown. `runtime_loading`
     is whether the server has the load route, None where that was not found out. `line` is the number of the silent
     connection that was open before this listing was asked for and still after it came, None where there was none.
-    `capacity` is how many adapters the server lists at most: it takes the least recently used one out for the next, and
-    loads it again by itself (SGLang); None where nothing is ever taken out. `resolves_paths` is whether the server lists
-    real paths and not those that it was sent (vLLM's Rust frontend).
+    `capacity` is how many adapters the server lists at most: it takes the least recently used one out for the next,
+    and loads it again by itself (SGLang); None where nothing is ever taken out. `resolves_paths` is whether the server
+    lists real paths and not those that it was sent (vLLM's Rust frontend).
     """
 
     at: float

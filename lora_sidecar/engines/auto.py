@@ -49,6 +49,7 @@ class Auto:
         self._clients: dict[Kind, Engine] = {}
         self._current: Engine | None = None
         self._found: Kind | None = None
+        self._ended: Callable[[], None] | None = None
         self.apply(config)
 
     def apply(self, config: Config) -> None:
@@ -61,17 +62,30 @@ class Auto:
         """Close the connections of every client that was ever needed."""
         await asyncio.gather(self._transport.close(), *(client.close() for client in self._clients.values()))
 
+    def alarm(self, ended: Callable[[], None]) -> None:
+        """See `engines.Engine.alarm`."""
+        self._ended = ended
+        for client in self._clients.values():
+            client.alarm(ended)
+
+    async def quiet_since(self, oldest: float) -> float | None:
+        """See `engines.Engine.quiet_since`."""
+        return None if self._current is None else await self._current.quiet_since(oldest)
+
     async def observe(self, trusted: Observed | None) -> Observation:
         """See `engines.Engine.observe`. Unless the listing is the trusted one, the server is asked again what it is."""
+        at = self._now()
+        seen: Observation | None = None
         if trusted is not None and self._current is not None:
             seen = await self._current.observe(trusted)
             if not isinstance(seen, Observed) or seen.adapters is trusted.adapters:
                 return seen
-        at = self._now()
+        former = self._found
         identity = await self._identify()
         if isinstance(identity, Broken):
             return unknown(at, identity)
-        return await self._become(identity).observe(None)
+        engine = self._become(identity)
+        return await engine.observe(None) if seen is None or identity.kind is not former else seen
 
     async def load(self, adapter: Adapter, incarnation: int) -> Accepted | Failure | Withheld:
         """See `engines.Engine.load`."""
@@ -84,7 +98,10 @@ class Auto:
     def _become(self, identity: Identity) -> Engine:
         # A client is kept once it was made: a load that it was asked for may still be under way.
         if identity.kind not in self._clients:
-            self._clients[identity.kind] = _CLIENTS[identity.kind](self._server, self._config, self._now)
+            client = _CLIENTS[identity.kind](self._server, self._config, self._now)
+            if self._ended is not None:
+                client.alarm(self._ended)
+            self._clients[identity.kind] = client
         self._current = self._clients[identity.kind]
         if identity.kind is not self._found:
             self._found = identity.kind

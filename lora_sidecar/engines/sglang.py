@@ -19,9 +19,11 @@ from msgspec.structs import replace
 
 from lora_sidecar.config import Config, ServerConfig
 from lora_sidecar.engines.answers import absent_base, refusal, unanswered, unknown, unlisted
+from lora_sidecar.engines.sentinel import Sentinel
 from lora_sidecar.engines.sglang_wire import ServerInfo, classify_load, classify_unload, decode_server_info
-from lora_sidecar.engines.transport import Broken, Transport
+from lora_sidecar.engines.transport import Broken, Transport, ssl_context
 from lora_sidecar.engines.vllm_wire import BadListing, Listing, decode_listing, is_route_absent
+from lora_sidecar.engines.vouch import vouched
 from lora_sidecar.model import (
     Accepted,
     Adapter,
@@ -50,6 +52,7 @@ class Sglang:
         self._transport = Transport(server)
         admin_key = server.admin_api_key_file or server.api_key_file
         self._admin = Transport(replace(server, api_key_file=admin_key))
+        self._sentinel = Sentinel(server.url, ssl_context(server.tls) if server.tls is not None else None)
         self._name = server.name
         self._base_model = server.base_model
         self._now = now
@@ -67,10 +70,22 @@ class Sglang:
 
     async def close(self) -> None:
         """Close the connections."""
-        await asyncio.gather(self._transport.close(), self._admin.close())
+        await asyncio.gather(self._sentinel.close(), self._transport.close(), self._admin.close())
+
+    def alarm(self, ended: Callable[[], None]) -> None:
+        """See `engines.Engine.alarm`."""
+        self._sentinel.tell(ended)
+
+    async def quiet_since(self, oldest: float) -> float | None:
+        """See `engines.Engine.quiet_since`. Never: SGLang serves its metrics only if it was told to."""
+        del oldest
+        return None
 
     async def observe(self, trusted: Observed | None) -> Observation:
         """See `engines.Engine.observe`."""
+        return await vouched(self._sentinel, self._look, trusted, self._probe_timeout)
+
+    async def _look(self, trusted: Observed | None) -> Observation:
         at = self._now()
         unready = await self._keys() or await self._probe(thorough=trusted is None)
         if unready is not None:
@@ -88,6 +103,7 @@ class Sglang:
         listing = await self._list()
         if isinstance(listing, Broken):
             return unknown(at, listing)
+        # The time of its start that SGLang publishes is none, but identifies the life as well.
         return Observed(at, listing.bases, listing.adapters, info.life, runtime_loading=True, capacity=info.capacity)
 
     async def load(self, adapter: Adapter, incarnation: int) -> Accepted | Failure | Withheld:

@@ -33,6 +33,7 @@ from lora_sidecar.engines.vllm_wire import (
     error_text,
     is_route_absent,
 )
+from lora_sidecar.engines.vouch import vouched
 from lora_sidecar.model import (
     Accepted,
     Adapter,
@@ -86,22 +87,9 @@ class Vllm:
 
     async def observe(self, trusted: Observed | None) -> Observation:
         """See `engines.Engine.observe`."""
-        line = self._sentinel.line
-        seen = await self._look(None if self._sentinel.unexplained else trusted)
-        match seen:
-            case Observed():
-                if self._sentinel.unexplained:
-                    self._sentinel.explain(seen.start_time)
-                seen = replace(seen, line=line if line == self._sentinel.line else None)
-                self._sentinel.hold(seen.start_time, self._probe_timeout)
-            case Unknown():
-                # A timeout leaves open who did not answer, and the connection may still tell; any other failure may
-                # be another server on the port.
-                if seen.reason is not Reason.TIMEOUT:
-                    self._sentinel.drop()
-                    self._sleepless = False
-            case _:
-                assert_never(seen)
+        seen = await vouched(self._sentinel, self._look, trusted, self._probe_timeout)
+        if isinstance(seen, Unknown) and seen.reason is not Reason.TIMEOUT:
+            self._sleepless = False
         return seen
 
     async def _look(self, trusted: Observed | None) -> Observation:

@@ -113,8 +113,8 @@ def _listing_of(cards: list[_Card]) -> Listing | BadListing:
     adapters = tuple(dict.fromkeys(listed))
     if len({card.name for card in adapters}) != len(adapters) or len(served) != len(bases):
         return BadListing("the same model is listed twice")
-    rust = any(card.owned_by == _RUST for card in decoded.data)
-    if rust and any(card.root is None for card in decoded.data):
+    rust = any(card.owned_by == _RUST for card in cards)
+    if rust and any(card.root is None for card in cards):
         return BadListing("by a version of vLLM's Rust frontend that does not tell adapters from models")
     return Listing(bases, adapters, rust)
 
