@@ -109,5 +109,5 @@ async def test_servers_of_different_engines_in_one_pod(new_sidecar: NewSidecar) 
         await asyncio.gather(vllm.restart(), sglang.restart())
         for server in ("s0", "s1"):
             await sidecar.event("restore.succeeded", server=server, adapter="sql", count=2)
-        await sidecar.answers("/metrics", 200, 'lora_sidecar_adapter_listed{adapter="sql",server="s1"} 1.0')
+            await sidecar.answers("/metrics", 200, f'lora_sidecar_adapters{{server="{server}",state="listed"}} 1.0')
     assert len(sidecar.named("server.identified")) == 2
