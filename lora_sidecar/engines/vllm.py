@@ -49,6 +49,7 @@ from lora_sidecar.model import (
 _LOAD: Final = "/v1/load_lora_adapter"
 _UNLOAD: Final = "/v1/unload_lora_adapter"
 _UNLOAD_DEADLINE: Final = 30.0
+_ANSWER_LIMIT: Final = 8192
 
 _HINTS: Final = {
     Reason.REFUSED: "nothing listens there; vLLM refuses connections until it is ready",
@@ -148,7 +149,7 @@ class Vllm:
         if adapter.is_3d_lora_weight:
             body["is_3d_lora_weight"] = True
         reply = await self._transport.post(_LOAD, msgspec.json.encode(body), self._load_timeout)
-        return _failure(reply) if isinstance(reply, Broken) else classify_load(reply.status, reply.body)
+        return _failure(reply) if isinstance(reply, Broken) else _kept(classify_load(reply.status, reply.body), reply)
 
     async def quiet_since(self, oldest: float) -> float | None:
         """See `engines.Engine.quiet_since`; `vllm:num_requests_running` and `_waiting` on `/metrics` tell."""
@@ -160,7 +161,7 @@ class Vllm:
         """See `engines.Engine.unload`."""
         body = msgspec.json.encode({"lora_name": name})
         reply = await self._transport.post(_UNLOAD, body, _UNLOAD_DEADLINE)
-        return _failure(reply) if isinstance(reply, Broken) else classify_unload(reply.status, reply.body)
+        return _failure(reply) if isinstance(reply, Broken) else _kept(classify_unload(reply.status, reply.body), reply)
 
     async def _probe(self) -> Broken | None:
         """Whether the server says that it is well; None if it does. A hung engine does, too."""
@@ -269,6 +270,13 @@ def _refusal(path: str, reply: Reply) -> Broken:
     if reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR or reply.status == HTTPStatus.TOO_MANY_REQUESTS:
         return Broken(Reason.SERVER_ERROR, detail, sent=True)
     return Broken(Reason.WRONG_SERVER, detail, sent=True)
+
+
+def _kept(result: Accepted | Failure, reply: Reply) -> Accepted | Failure:
+    """The result with the server's own answer, where that is short enough to be passed on and kept."""
+    if isinstance(result, Accepted) or len(reply.body) > _ANSWER_LIMIT:
+        return result
+    return replace(result, answer=reply.body)
 
 
 def _failure(broken: Broken) -> Failure:
