@@ -52,7 +52,7 @@ def test_a_command(document: str, command: str) -> None:
                 assert own == "lora-sidecar"
                 _accepted(rest)
         case "curl":
-            (url,) = [argument for argument in arguments if re.fullmatch(r"(http://)?[\w.]+:\d+/[\w./?=]*", argument)]
+            (url,) = [argument for argument in arguments if re.fullmatch(r"(http://)?[\w.]+:\d+/[\w./?=&]*", argument)]
             assert urlsplit(url if "://" in url else f"http://{url}").path in _paths()
         case ".venv/bin/python":
             assert (ROOT / arguments[2]).exists()
