@@ -1,10 +1,11 @@
-"""The command line: `run`, `check`, `schema`, `checkpoint show|verify`, `healthcheck`, `demo`.
+"""The command line: to run, to check a config, to ask a running sidecar, to look at a checkpoint, to show a demo.
 
 The trap guarded against is a check that needs what it checks: `check` and `checkpoint` touch no server, no lock and no
 port, and the daemon is imported only to be run.
 
-Exit codes: 0 done, or stopped by a signal; 1 not alive; 64 usage; 65 a checkpoint that does not verify; 70 a bug;
-75 the lock is held; 78 bad config.
+Exit codes: 0 done, or stopped by a signal; 1 refused by the sidecar or the server, or not alive; 64 usage; 65 a
+checkpoint that does not verify; 69 no sidecar answers; 70 a bug; 75 the lock is held; 77 the token is missing or wrong;
+78 bad config.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run(options.config)
         case "check":
             return _check(options.config)
+        case "status" | "adapters" | "pause" | "resume":
+            return _ask(options)
         case "schema":
             return _schema()
         case "checkpoint":
@@ -67,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--config", default=DEFAULT_CONFIG, help="the YAML file (default: %(default)s)")
     check = commands.add_parser("check", help="say everything that is wrong with a config, without starting")
     check.add_argument("--config", default=DEFAULT_CONFIG, help="the YAML file (default: %(default)s)")
+    _add_questions(commands)
     commands.add_parser("schema", help="print the JSON Schema of the config")
     checkpoint = commands.add_parser("checkpoint", help="look at a checkpoint file")
     checkpoint.add_argument("action", choices=["show", "verify"])
@@ -75,6 +79,64 @@ def _parser() -> argparse.ArgumentParser:
     health.add_argument("--config", default=DEFAULT_CONFIG, help="the YAML file it runs with (default: %(default)s)")
     commands.add_parser("demo", help="kill a small vLLM-compatible server and watch its adapters come back")
     return parser
+
+
+def _add_questions(commands: argparse._SubParsersAction[_Parser]) -> None:
+    """Add the commands that ask a running sidecar."""
+    where = _Parser(add_help=False)
+    where.add_argument("--config", default=DEFAULT_CONFIG, help="names the control port (default: %(default)s)")
+    where.add_argument("--url", help="the control port itself, http://host:port, instead of a config")
+    where.add_argument("--token-file", help="the file with its token, with --url")
+    where.add_argument("--server", help="the server's name in the config, where there are several")
+    status = commands.add_parser("status", parents=[where], help="what is known of servers and adapters")
+    status.add_argument("--json", action="store_true", help="as one line of JSON")
+    status.add_argument("--watch", nargs="?", type=_seconds, const=2.0, metavar="SECONDS", help="again and again")
+    adapters = commands.add_parser("adapters", help="list, load and unload adapters")
+    actions = adapters.add_subparsers(dest="action", required=True, parser_class=_Parser)
+    listing = actions.add_parser("list", parents=[where], help="the adapters that are remembered, and their state")
+    listing.add_argument("--json", action="store_true", help="as one line of JSON")
+    load = actions.add_parser("load", parents=[where], help="load an adapter, now and after every restart")
+    load.add_argument("name")
+    load.add_argument("path", help="a folder that the server sees, or a hub id")
+    unload = actions.add_parser("unload", parents=[where], help="unload an adapter, and do not load it again")
+    unload.add_argument("name")
+    pause = commands.add_parser("pause", parents=[where], help="load and unload nothing until resume")
+    pause.add_argument("reason", help="what people read in readiness and status meanwhile")
+    commands.add_parser("resume", parents=[where], help="end a pause")
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0.1 <= seconds <= 3600:  # noqa: PLR2004 - bounds that nobody needs to leave
+        raise ValueError(text)
+    return seconds
+
+
+def _ask(options: argparse.Namespace) -> int:
+    from lora_sidecar import console  # noqa: PLC0415 - no part of the daemon
+
+    if options.url is not None:
+        target = console.Target(options.url, options.token_file)
+    else:
+        try:
+            target = console.Target.of(parse(read(options.config), options.config))
+        except ConfigError as error:
+            _print_problems(error)
+            return BAD_CONFIG
+    server: str | None = options.server
+    match (options.command, getattr(options, "action", None)):
+        case ("status", _):
+            return console.status(target, server, as_json=options.json, watch=options.watch)
+        case ("adapters", "list"):
+            return console.adapters(target, server, as_json=options.json)
+        case ("adapters", "load"):
+            return console.load(target, server, options.name, options.path)
+        case ("adapters", "unload"):
+            return console.unload(target, server, options.name)
+        case ("pause", _):
+            return console.pause(target, server, options.reason)
+        case _:
+            return console.resume(target, server)
 
 
 def _run(path: str) -> int:

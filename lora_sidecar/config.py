@@ -187,6 +187,23 @@ class OpsConfig(Struct, frozen=True):
     ] = "0.0.0.0:9400"
 
 
+class ControlConfig(Struct, frozen=True):
+    """The port on which adapters can be loaded and unloaded by request."""
+
+    bind: Annotated[
+        str,
+        Key(
+            "host:port to listen on; anything but loopback needs token_file; port 0 lets the kernel choose.",
+            Text(values.bind_address, values.BIND_PATTERN, 300),
+            restart=True,
+        ),
+    ] = "127.0.0.1:9401"
+    token_file: Annotated[
+        str | None,
+        Key("A file with the bearer token that every request must carry; null: none.", _SECRET_PATH, restart=True),
+    ] = None
+
+
 class LogConfig(Struct, frozen=True):
     """What is logged and how."""
 
@@ -208,6 +225,7 @@ class Config(Struct, frozen=True):
         CheckpointConfig()
     )
     ops: Annotated[OpsConfig, Key("The port for probes and metrics.")] = OpsConfig()
+    control: Annotated[ControlConfig, Key("The port to load and unload adapters by request.")] = ControlConfig()
     log: Annotated[LogConfig, Key("What is logged and how.")] = LogConfig()
 
     def declared_on(self, server: str) -> tuple[AdapterConfig, ...]:

@@ -25,7 +25,8 @@ from lora_sidecar.desired import adopt, forget, is_listed_path, same_base, same_
 from lora_sidecar.events import Event, Fact, info, legible, shown, warning
 from lora_sidecar.eviction import crowding, evicted, registered
 from lora_sidecar.lineage import Evidence, Judgement, judge
-from lora_sidecar.model import Adapter, BaseModel, Desired, Observation, Observed, Origin, Outcome, Unknown
+from lora_sidecar.model import Adapter, BaseModel, Desired, Observation, Observed, Origin, Outcome, Unknown, Unloaded
+from lora_sidecar.unloads import absorb_unloads, due_unloads, settle_unloads
 from lora_sidecar.work import Attempt, Drift, Plan, Verdict, Work
 
 _SIGHTINGS = 2
@@ -55,14 +56,17 @@ def reconcile(
     *,
     outcomes: Iterable[Outcome],
     clock: Clock,
+    unloaded: Iterable[Unloaded] = (),
 ) -> Plan:
     """The plan that follows from one observation.
 
-    `outcomes` are those of the loads that ended since the last reconcile. In the plan, `desired` is the very object
-    passed in if nothing durable changed.
+    `outcomes` and `unloaded` are those of the loads and unloads that ended since the last reconcile. In the plan,
+    `desired` is the very object passed in if nothing durable changed.
     """
     server, noticed = outage.advance(work.server, seen, policy.heartbeat)
     work, failures = absorb(work, outcomes, seen, desired.incarnation.number, policy.backoff, clock)
+    work, untold = absorb_unloads(work, unloaded, desired.incarnation.number, policy.backoff, clock)
+    failures += untold
     match seen:
         case Unknown():
             recovery = outage.begin(work.recovery, work.server, server, seen)
@@ -103,10 +107,12 @@ def _plan(desired: Desired, seen: Observed, work: Work, policy: Policy, judgemen
     listed = {card.name: card.path for card in seen.adapters}
     last = work.last
     if judgement.restarted:
-        work = replace(work, missed={}, attempts={}, hold=None, withheld=None, restoring=False, evicted=frozenset())
+        work = replace(work, missed={}, attempts={}, hold=None, withheld=None, restoring=False)
+        work = replace(work, unloads={}, evicted=frozenset())
 
     desired, restarted = _enter(desired, judgement, seen, listed, watched=last is not None)
     desired = learn(desired, work.attempts, seen)
+    desired, unloads, told = settle_unloads(desired, work.unloads, listed, seen.at, restarted=judgement.restarted)
     desired, refused, adopted = adopt(desired, seen.adapters, seen.bases, policy.adopt)
     desired = _remember_listed(desired, listed)
     desired = registered(desired, work, seen, listed)
@@ -122,24 +128,30 @@ def _plan(desired: Desired, seen: Observed, work: Work, policy: Policy, judgemen
     lost = frozenset(missing)
     recovery = outage.resume(work.recovery, judgement, last, lost, seen.at)
     recovery, concluded = outage.conclude(recovery, desired, attempts, lost, blocked, seen.at)
-    work = replace(work, last=seen, missed=missed, attempts=attempts, drift=drift, recovery=recovery, evicted=out)
+    work = replace(work, last=seen, missed=missed, attempts=attempts, drift=drift, recovery=recovery)
+    work = replace(work, unloads=unloads, evicted=out)
     conditions = conditions_of(work, seen, desired.adapters, missing, blocked, refused)
     changed = transitions(work.conditions, conditions)
     work = replace(work, conditions=conditions)
 
     restores, wake_at = _due(missing, blocked, work, seen, clock.now)
+    unloadable, retry_at = due_unloads(desired, unloads, seen.at, clock.now)
+    wake_at = min((at for at in (wake_at, retry_at) if at is not None), default=None)
+    if desired.paused is not None:
+        restores, unloadable, wake_at = (), (), None
     started = _started(restores, judgement) if restores and not work.restoring else ()
     restoring = bool(missing) and (bool(restores) or work.restoring)
-    calm = not (missing or missed)
+    calm = not (missing or missed or any(one.pending for one in desired.withdrawn.values()))
     work = replace(work, restoring=restoring, steady=desired if calm else None)
     return Plan(
         desired=desired,
         work=work,
         verdict=_verdict(missing, restores),
         restores=restores,
+        unloads=unloadable,
         observed_at=seen.at,
         wake_at=wake_at,
-        facts=(*restarted, *adopted, *forgotten, *drifted, *settled, *changed, *started, *concluded),
+        facts=(*restarted, *told, *adopted, *forgotten, *drifted, *settled, *changed, *started, *concluded),
     )
 
 

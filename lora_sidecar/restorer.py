@@ -60,6 +60,10 @@ class Restorer:
         if plan.restores:
             self._offered.set()
 
+    def loading(self, name: str) -> bool:
+        """Whether a load of that name is under way."""
+        return any(name == one for one, _ in self._under_way)
+
     def drain(self) -> tuple[Outcome, ...]:
         """The outcomes since the last call."""
         outcomes, self._outcomes = tuple(self._outcomes), []

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from lora_sidecar.desired import is_listed_path
 from lora_sidecar.events import Fact
 from lora_sidecar.history import Entry, History, Recovered, Span, clipped
-from lora_sidecar.model import Adapter, Desired, FailureKind, Incarnation, Reason
+from lora_sidecar.model import Adapter, Desired, FailureKind, Incarnation, Paused, Reason
 from lora_sidecar.work import Attempt, Condition, Phase, ServerState, Verdict, Work
 
 
@@ -97,14 +97,16 @@ def adapters_of(status: ServerStatus, before: Iterable[AdapterStatus] = ()) -> t
     known = {one.adapter.name: one for one in before}
     found: list[AdapterStatus] = []
     for name, adapter in sorted(status.desired.adapters.items()):
-        state, reason = _state(adapter, listed, work, up=up)
+        state, reason = _state(adapter, listed, work, status.desired.paused, up=up)
         last = known.get(name)
         since = last.since if last is not None and last.state is state else now
         found.append(AdapterStatus(adapter, state, reason, since))
     return tuple(found)
 
 
-def _state(adapter: Adapter, listed: Mapping[str, str], work: Work, *, up: bool) -> tuple[AdapterState, str]:
+def _state(
+    adapter: Adapter, listed: Mapping[str, str], work: Work, paused: Paused | None, *, up: bool
+) -> tuple[AdapterState, str]:
     if not up:
         return AdapterState.UNKNOWN, f"the server is {work.server.phase.value}"
     path = listed.get(adapter.name)
@@ -114,6 +116,8 @@ def _state(adapter: Adapter, listed: Mapping[str, str], work: Work, *, up: bool)
         return AdapterState.REPLACED, clipped(f"listed with the path {path}")
     if adapter.name in work.evicted:
         return AdapterState.EVICTED, "the server made room, and loads it again by itself"
+    if paused is not None:
+        return AdapterState.HELD, f"paused: {paused.reason or 'no reason was given'}"
     attempt = work.attempts.get(adapter.name, Attempt())
     if attempt.failures and attempt.failure is not None:
         parked = attempt.failure.kind is FailureKind.ADAPTER
@@ -269,6 +273,8 @@ def _announced(name: str, desired: Desired, at: float) -> ServerStatus:
 def _same_adapters(before: ServerStatus, after: ServerStatus) -> bool:
     """Whether the adapters of both have the same states: most heartbeats change none of ten thousand."""
     old, new = before.work, after.work
+    if before.desired.paused != after.desired.paused:
+        return False
     if before.desired.adapters is not after.desired.adapters or old.server.phase is not new.server.phase:
         return False
     if old.last is not new.last and (

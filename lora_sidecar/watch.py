@@ -15,15 +15,17 @@ from msgspec.structs import replace
 from lora_sidecar.attempts import Clock, pardon
 from lora_sidecar.config import Config
 from lora_sidecar.desired import declare
+from lora_sidecar.desk import Desk
 from lora_sidecar.engines import Engine
 from lora_sidecar.events import Event, Fact, Level, warning
 from lora_sidecar.keeper import Keeper
-from lora_sidecar.model import Desired, Incarnation, Observed
+from lora_sidecar.model import Desired, Incarnation, Observation, Observed, Outcome, Unloaded
 from lora_sidecar.outage import next_look
 from lora_sidecar.reconcile import Policy, reconcile
 from lora_sidecar.restorer import Restorer
 from lora_sidecar.status import Board, ServerStatus
-from lora_sidecar.work import Plan, ServerState, Work
+from lora_sidecar.unloader import Unloader
+from lora_sidecar.work import Condition, ConditionType, Plan, ServerState, Work
 
 Report = Callable[..., None]
 """Takes facts, to be logged and counted."""
@@ -57,6 +59,8 @@ class Watch:
         self._work = Work(server=ServerState(since=clock.now()))
         self._look = asyncio.Event()
         self.restorer = Restorer(engine, clock.now, self.look)
+        self.unloader = Unloader(engine, clock.now, self.restorer.loading, self.look)
+        self.desk = Desk(self.look)
         engine.alarm(self.look)
         self._announce()
 
@@ -90,13 +94,17 @@ class Watch:
         """One heartbeat, from top to bottom."""
         began = self._clock.now()
         config = self._apply_config()
+        self.desk.listen()
         seen = await self._engine.observe(self._trusted())
+        ended = self.restorer.drain(), self.unloader.drain()
+        await self._take_requests(seen, ended)
         plan = reconcile(
             self._desired,
             seen,
             self._work,
             Policy.of(config),
-            outcomes=self.restorer.drain(),
+            outcomes=ended[0],
+            unloaded=ended[1],
             clock=Clock(self._clock.now(), self._clock.jitter()),
         )
         self._work = plan.work
@@ -104,8 +112,21 @@ class Watch:
         self._desired, facts = await self._keeper.keep(plan.desired)
         self._report(*facts)
         self.restorer.offer(plan)
+        self.unloader.offer(plan)
         self._publish(plan, began, config)
+        self.desk.answer(plan, seen, self._clock.now())
         return plan
+
+    async def _take_requests(self, seen: Observation, ended: tuple[tuple[Outcome, ...], tuple[Unloaded, ...]]) -> None:
+        """Take in what was asked for through the control port, each durable before anything comes of it."""
+        self._desired, self._work, facts = await self.desk.take(self._desired, self._work, seen, ended, self._persist)
+        self._report(*facts)
+
+    async def _persist(self, desired: Desired) -> tuple[Desired, str]:
+        kept, facts = await self._keeper.keep(desired, urgent=True)
+        self._report(*facts)
+        failed = self._keeper.condition
+        return kept, "" if self._keeper.has(kept) or failed is None else failed.message
 
     def _apply_config(self) -> Config:
         """Take over a config that is new: what it declares is desired from this heartbeat on."""
@@ -126,7 +147,7 @@ class Watch:
 
     def _publish(self, plan: Plan, began: float, config: Config) -> None:
         ended = self._clock.now()
-        kept = (self._keeper.condition,) if self._keeper.condition is not None else ()
+        kept = (*_paused(self._desired), *((self._keeper.condition,) if self._keeper.condition is not None else ()))
         self._board.publish(
             ServerStatus(
                 name=self._name,
@@ -158,3 +179,10 @@ class Watch:
         except TimeoutError:
             return
         self._look.clear()
+
+
+def _paused(desired: Desired) -> tuple[Condition, ...]:
+    if desired.paused is None:
+        return ()
+    message = f"nothing is loaded or unloaded: {desired.paused.reason or 'no reason was given'}"
+    return (Condition(ConditionType.PAUSED, message, "POST /v1/resume on the control port ends it"),)

@@ -101,6 +101,7 @@ class ConditionType(StrEnum):
     ADAPTER_FAILING = "AdapterFailing"
     ADAPTER_PATH_DIFFERS = "AdapterPathDiffers"
     ADOPTION_REFUSED = "AdoptionRefused"
+    PAUSED = "Paused"
     CHECKPOINT_NOT_PERSISTED = "CheckpointNotPersisted"
     CONFIG_REJECTED = "ConfigRejected"
     CONFIG_NEEDS_RESTART = "ConfigNeedsRestart"
@@ -133,7 +134,8 @@ class Work(Struct, frozen=True):
 
     `last` is the last good listing. `missed` counts, for adapters that were listed in this incarnation, the listings
     in a row without them. `attempts` has an entry only where a load was tried in this incarnation. `restoring` is
-    whether a restore was begun that is not over, so that its beginning is told once. `steady` is the desired for which
+    whether a restore was begun that is not over, so that its beginning is told once. `unloads` has, for withdrawn
+    adapters, what came of telling the server, in this incarnation. `steady` is the desired for which
     `last` leaves nothing to do, to wait for or to say, and will not as long as both and the policy are the same; None
     where another look may come to something else. `evicted` are the adapters that the server took
     out of its listing by itself in this incarnation.
@@ -150,6 +152,7 @@ class Work(Struct, frozen=True):
     conditions: tuple[Condition, ...] = ()
     restoring: bool = False
     steady: Desired | None = None
+    unloads: Mapping[str, Attempt] = {}
     evicted: frozenset[str] = frozenset()
 
 
@@ -165,15 +168,16 @@ class Verdict(StrEnum):
 class Plan(Struct, frozen=True):
     """What follows from one observation.
 
-    `restores` are to be loaded in this order, and only while the server is in `incarnation`; `observed_at` is when
-    the listing behind them was asked for. `wake_at` is when there may be something to do before the next heartbeat
-    is due, None if there is nothing to wait for.
+    `restores` are to be loaded in this order, `unloads` are names to be unloaded, both only while the server is in
+    `incarnation`; `observed_at` is when the listing behind them was asked for. `wake_at` is when there may be
+    something to do before the next heartbeat is due, None if there is nothing to wait for.
     """
 
     desired: Desired
     work: Work
     verdict: Verdict
     restores: tuple[Adapter, ...] = ()
+    unloads: tuple[str, ...] = ()
     observed_at: float = 0.0
     wake_at: float | None = None
     facts: tuple[Fact, ...] = ()

@@ -10,9 +10,13 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Final
 
+from msgspec.structs import replace
+
 from lora_sidecar.engines.transport import Broken, Reply
 from lora_sidecar.engines.vllm_wire import error_text, sentence
-from lora_sidecar.model import Failure, FailureKind, Reason, Unknown
+from lora_sidecar.model import Accepted, Failure, FailureKind, Reason, Unknown
+
+_ANSWER_LIMIT: Final = 8192
 
 _HINTS: Final = {
     Reason.REFUSED: "nothing listens there; a server refuses connections until it is ready",
@@ -64,3 +68,10 @@ def unanswered(broken: Broken) -> Failure:
     """A load or unload without an answer: ambiguous, unless it never left."""
     kind = FailureKind.AMBIGUOUS if broken.sent else FailureKind.ENGINE
     return Failure(kind, sentence(f"{broken.reason.value}: {broken.detail}"))
+
+
+def kept(result: Accepted | Failure, reply: Reply) -> Accepted | Failure:
+    """The result with the server's own answer, where that is short enough to be passed on and kept."""
+    if isinstance(result, Accepted) or len(reply.body) > _ANSWER_LIMIT:
+        return result
+    return replace(result, answer=reply.body)

@@ -18,7 +18,7 @@ import msgspec
 from msgspec.structs import replace
 
 from lora_sidecar.config import Config, ServerConfig
-from lora_sidecar.engines.answers import absent_base, refusal, unanswered, unknown, unlisted
+from lora_sidecar.engines.answers import absent_base, kept, refusal, unanswered, unknown, unlisted
 from lora_sidecar.engines.sentinel import Sentinel
 from lora_sidecar.engines.sglang_wire import ServerInfo, classify_load, classify_unload, decode_server_info
 from lora_sidecar.engines.transport import Broken, Transport, ssl_context
@@ -125,12 +125,16 @@ class Sglang:
             )
         body = msgspec.json.encode({"lora_name": adapter.name, "lora_path": adapter.path})
         reply = await self._admin.post(_LOAD, body, self._load_timeout)
-        return unanswered(reply) if isinstance(reply, Broken) else classify_load(reply.status, reply.body)
+        if isinstance(reply, Broken):
+            return unanswered(reply)
+        return kept(classify_load(reply.status, reply.body), reply)
 
     async def unload(self, name: str) -> Accepted | Failure:
         """See `engines.Engine.unload`."""
         reply = await self._admin.post(_UNLOAD, msgspec.json.encode({"lora_name": name}), _UNLOAD_DEADLINE)
-        return unanswered(reply) if isinstance(reply, Broken) else classify_unload(reply.status, reply.body)
+        if isinstance(reply, Broken):
+            return unanswered(reply)
+        return kept(classify_unload(reply.status, reply.body), reply)
 
     async def _keys(self) -> Broken | None:
         """Read both keys again."""

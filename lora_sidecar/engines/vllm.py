@@ -18,7 +18,7 @@ import msgspec
 from msgspec.structs import replace
 
 from lora_sidecar.config import Config, ServerConfig
-from lora_sidecar.engines.answers import absent_base, refusal, unanswered, unknown, unlisted
+from lora_sidecar.engines.answers import absent_base, kept, refusal, unanswered, unknown, unlisted
 from lora_sidecar.engines.sentinel import Sentinel
 from lora_sidecar.engines.transport import Broken, Reply, Transport
 from lora_sidecar.engines.vllm_wire import (
@@ -124,7 +124,9 @@ class Vllm:
         if adapter.is_3d_lora_weight:
             body["is_3d_lora_weight"] = True
         reply = await self._transport.post(_LOAD, msgspec.json.encode(body), self._load_timeout)
-        return unanswered(reply) if isinstance(reply, Broken) else classify_load(reply.status, reply.body)
+        if isinstance(reply, Broken):
+            return unanswered(reply)
+        return kept(classify_load(reply.status, reply.body), reply)
 
     async def quiet_since(self, oldest: float) -> float | None:
         """See `engines.Engine.quiet_since`; `vllm:num_requests_running` and `_waiting` on `/metrics` tell."""
@@ -136,7 +138,9 @@ class Vllm:
         """See `engines.Engine.unload`."""
         body = msgspec.json.encode({"lora_name": name})
         reply = await self._transport.post(_UNLOAD, body, _UNLOAD_DEADLINE)
-        return unanswered(reply) if isinstance(reply, Broken) else classify_unload(reply.status, reply.body)
+        if isinstance(reply, Broken):
+            return unanswered(reply)
+        return kept(classify_unload(reply.status, reply.body), reply)
 
     async def _probe(self) -> Broken | None:
         """Whether the server says that it is well; None if it does. A hung engine does, too."""

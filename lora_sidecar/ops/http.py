@@ -23,7 +23,9 @@ from lora_sidecar.ops.page import HEADERS, page
 from lora_sidecar.ops.status import BadQueryError, document, encoded, read_query
 from lora_sidecar.ops.timeline import read_window
 from lora_sidecar.status import Board, ServerStatus, Snapshot, not_live, not_ready
+from lora_sidecar.work import ConditionType
 
+_PAUSED = ConditionType.PAUSED
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -96,7 +98,8 @@ class OpsServer:
 
     async def _readyz(self, request: web.Request) -> web.Response:
         snapshot = self._look()
-        return _answer(not_ready(snapshot), _details(snapshot) if "verbose" in request.query else [])
+        paused = [f"{s.name}: {c.message}" for s in snapshot.servers for c in s.conditions if c.type is _PAUSED]
+        return _answer(not_ready(snapshot), paused + (_details(snapshot) if "verbose" in request.query else []))
 
     async def _scrape(self, _: web.Request) -> web.Response:
         return web.Response(body=self._metrics.text(), headers={"Content-Type": _METRICS_TYPE})

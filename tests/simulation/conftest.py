@@ -27,6 +27,7 @@ from tests.support.forwarder import Forwarder
 T = TypeVar("T")
 
 LOAD = ("POST", "/v1/load_lora_adapter")
+UNLOAD = ("POST", "/v1/unload_lora_adapter")
 
 
 class Inline(Offloader):
@@ -84,7 +85,8 @@ class Pod:
         clock = Clockwork(loop.time, lambda: 1.0)
         self.watch = Watch("vllm", config, self._engine, self._keeper, self.board, self._report, clock)
         await self.watch.open()
-        self._tasks = [asyncio.create_task(self.watch.run()), asyncio.create_task(self.watch.restorer.run())]
+        parts = (self.watch.run, self.watch.restorer.run, self.watch.unloader.run)
+        self._tasks = [asyncio.create_task(part()) for part in parts]
 
     async def die(self) -> None:
         """End the sidecar, as a kill does: nothing is written on the way out."""

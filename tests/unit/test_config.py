@@ -259,7 +259,6 @@ def test_lines_are_counted_as_editors_count_them(end: str) -> None:
         ),
         pytest.param("ops: {zzz: 1}\n", [(2, "ops.zzz", "known here: bind")], id="unknown"),
         pytest.param('"a\\u001b b": 1\n', [(2, '"a\\u001b b"', "is not a known key")], id="odd-key"),
-        pytest.param("control: {}\n", [(2, "control", "is not a known key")], id="control-not-yet"),
         pytest.param("policy: {prune: true}\n", [(2, "policy.prune", "is not a known key")], id="prune-not-yet"),
         pytest.param("policy: {replace: safe}\n", [(2, "policy.replace", "is not a known key")], id="replace-not-yet"),
         pytest.param("policy:\nlog: {}\n", [(2, "policy", "is empty, which YAML reads as null")], id="empty-section"),
@@ -866,3 +865,32 @@ def test_admin_key_is_for_sglang_alone() -> None:
     assert [problem.key for problem in raised.value.problems] == ["servers[0].admin_api_key_file"]
     sound = parse(server(engine="auto", admin_api_key_file="/k").encode(), "test.yaml")
     assert sound.servers[0].admin_api_key_file == "/k"
+
+
+@pytest.mark.parametrize(
+    "bind", ["127.0.0.1:9401", "127.8.9.1:0", '"[::1]:9401"', "localhost:9401"], ids=["v4", "v4-other", "v6", "name"]
+)
+def test_control_port_on_loopback_needs_no_token(bind: str) -> None:
+    """The containers of the pod share the loopback; it is the default."""
+    assert parse(f"{SERVER}control: {{bind: {bind}}}\n".encode(), "test.yaml").control.token_file is None
+
+
+@pytest.mark.parametrize(
+    "bind", ["0.0.0.0:9401", '"[::]:9401"', "10.0.0.7:9401", "example.org:9401", "localhost.example:1"]
+)
+@pytest.mark.parametrize("token", ["", "\n  token_file: null"], ids=["not-given", "null"])
+def test_control_port_elsewhere_needs_a_token(bind: str, token: str) -> None:
+    """Whoever reaches it can load and unload: without a token the config is refused, at the line of the address."""
+    text = f"{SERVER}control:{token}\n  bind: {bind}\n"
+    (found,) = problems(text)
+
+    assert (found.line, found.key) == (text.count("\n"), "control.bind")
+    assert "control.token_file is needed" in found.rule
+    assert "127.0.0.1" in found.hint
+    mended = parse(f"{SERVER}control: {{bind: {bind}, token_file: /run/token}}\n".encode(), "test.yaml")
+    assert mended.control.token_file == "/run/token"
+
+
+def test_fault_in_the_token_file_is_told_once() -> None:
+    """A bad token_file is one problem and not two."""
+    expect(SERVER + "control: {bind: 0.0.0.0:1, token_file: relative}\n", (2, "control.token_file", "absolute path"))

@@ -52,8 +52,8 @@ def test_a_command(document: str, command: str) -> None:
                 assert own == "lora-sidecar"
                 _accepted(rest)
         case "curl":
-            (url,) = [argument for argument in arguments if not argument.startswith("-")]
-            assert urlsplit(f"http://{url}").path in _paths()
+            (url,) = [argument for argument in arguments if re.fullmatch(r"(http://)?[\w.]+:\d+/[\w./?=&]*", argument)]
+            assert urlsplit(url if "://" in url else f"http://{url}").path in _paths()
         case ".venv/bin/python":
             assert (ROOT / arguments[2]).exists()
         case _:
@@ -61,8 +61,9 @@ def test_a_command(document: str, command: str) -> None:
 
 
 def _paths() -> set[str]:
-    """What the ops port answers on."""
-    return set(re.findall(r'web\.get\("([^"{]*)"', (ROOT / "lora_sidecar/ops/http.py").read_text()))
+    """What the ops port and the control port answer on."""
+    routes = [(ROOT / f"lora_sidecar/ops/{name}.py").read_text() for name in ("http", "control")]
+    return set(re.findall(r'"(/[\w./-]*)"', "".join(routes)))
 
 
 def _accepted(arguments: list[str]) -> None:
