@@ -119,7 +119,7 @@ class Vllm:
         return seen
 
     async def _look(self, trusted: Observed | None) -> Observation:
-        at = self._now()
+        at, retries = self._now(), self._transport.retries
         unready = await self._transport.refresh_key(self._probe_timeout) or await self._probe()
         if unready is not None:
             return self._unknown(at, unready)
@@ -127,7 +127,7 @@ class Vllm:
             listing = await self._list()
             if isinstance(listing, Unknown):
                 return listing
-            if _same(listing, trusted):
+            if _same(listing, trusted) and self._transport.retries == retries:
                 return replace(trusted, at=at)
         vitals, runtime_loading, sleepless = await asyncio.gather(
             self._vitals(), self._has_load_route(), self._has_no_sleep_route()
