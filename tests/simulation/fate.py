@@ -49,6 +49,7 @@ def traits_of(rng: Random) -> Traits:
         load_seconds=rng.choice((0.01, 0.05, 0.5, 4.0, 20.0)),
         load_timeout=rng.choice((10.0, 300.0)),
         began=rng.choice((0.0, 12.5, 1e6)),
+        concurrency=rng.choice(("auto", "auto", "1", "3")),
     )
 
 
@@ -80,6 +81,8 @@ class Fate:
             "engine hangs": self._engine_hangs,
             "server freezes": self._server_freezes,
             "engine sleeps": self._engine_sleeps,
+            "requests arrive": self._requests_arrive,
+            "silent connections end": self._silent_connections_end,
             "route is off in the next life": self._route_is_off,
             "files vanish": self._files_vanish,
             "adapter is refused": self._adapter_is_refused,
@@ -230,6 +233,14 @@ class Fate:
             return None
         server.sleep(self._rng.choice((1, 2)))
         self._later(self._some(3.0, 20.0, 90.0), lambda: server.life is life and server.wake())
+        return True
+
+    def _requests_arrive(self) -> object:
+        self._world.server.spawn(self._world.server.somebody_asks(self._some(0.3, 3.0, 30.0)))
+        return True
+
+    def _silent_connections_end(self) -> object:
+        self._world.server.hang_up()
         return True
 
     def _route_is_off(self) -> object:
@@ -400,9 +411,9 @@ class Fate:
     def _unsettled(self) -> str:
         """Why the world has not settled yet; empty if it has."""
         world = self._world
-        if world.sidecar is None or not (statuses := world.sidecar.board.statuses()):
+        status = None if world.sidecar is None else world.sidecar.board.statuses()[0]
+        if status is None or not status.beats:
             return "the sidecar has not completed a heartbeat"
-        (status,) = statuses
         if status.work.server.phase is not Phase.UP:
             return f"the server is {status.work.server.phase}: {status.work.server.detail}"
         if world.server.life is not None and world.server.life.loads:
@@ -460,7 +471,11 @@ async def _live(seed: int, folder: Path, *, tell: bool) -> Report:
     fate = Fate(world, rng)
     world.say("fate", f"seed {seed}: {traits}")
     began = world.now
-    with patch.object(vllm, "Transport", world.network.transport), patch("time.time", world.wall):
+    with (
+        patch.object(vllm, "Transport", world.network.transport),
+        patch.object(vllm, "Sentinel", world.network.sentinel),
+        patch("time.time", world.wall),
+    ):
         try:
             if rng.random() < 0.5:
                 for name in rng.sample(NAMES, 2):

@@ -7,6 +7,7 @@ makes of that fault on a real socket, which `tests/faults` proves; deadlines and
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from enum import StrEnum
 from random import Random
@@ -14,6 +15,7 @@ from random import Random
 from msgspec import Struct
 
 from lora_sidecar.config import ServerConfig
+from lora_sidecar.engines.sentinel import Sentinel
 from lora_sidecar.engines.transport import Broken, Reply, Transport
 from lora_sidecar.model import Reason
 from tests.simulation.server import LOAD, Server
@@ -86,6 +88,7 @@ class Network:
         self.sending: int = 0
         self.sleep_asked_at = float("-inf")
         self.sleep_told_at = float("-inf")
+        self.quiet_at = float("-inf")
         self.received: Callable[[str, str, bytes | None], None] = lambda *_: None
         self._rng = rng
 
@@ -93,6 +96,12 @@ class Network:
         """A client's transport over this network."""
         del server
         return _InMemory(self)
+
+    def sentinel(self, url: str, context: ssl.SSLContext | None) -> Sentinel:
+        """A client's silent connection over this network."""
+        sentinel = _InMemorySentinel(url, context)
+        sentinel.network = self
+        return sentinel
 
     def _rule(self, path: str, now: float) -> Rule | None:
         self.rules = [rule for rule in self.rules if rule.left > 0 and now < rule.until]
@@ -121,7 +130,10 @@ class Network:
         self.received(method, path, body)
         asks_for_sleep = path in ("/is_sleeping", "/metrics")
         asked_at = asyncio.get_running_loop().time()
+        quiet = self.server.life is not None and not self.server.life.routes.engine.requests
         reply = await self.server.answer(method, path, body)
+        if path == "/metrics" and reply is not None:
+            self.quiet_at = asked_at if quiet else float("-inf")
         if asks_for_sleep and reply is not None:
             self.sleep_asked_at = max(self.sleep_asked_at, asked_at)
             self.sleep_told_at = asyncio.get_running_loop().time()
@@ -174,6 +186,7 @@ class _InMemory(Transport):
     def __init__(self, network: Network) -> None:
         # Without the session of the real one: it would open sockets.
         self._network = network
+        self.context = None
         self._key_file = None
         self.retries = 0
 
@@ -188,6 +201,46 @@ class _InMemory(Transport):
             return await self._network.exchange(method, path, body)
         finally:
             self._network.sending -= 1
+
+
+class _Line(asyncio.WriteTransport):
+    """A connection on which nothing is sent: it ends with the life that accepted it, or with ours."""
+
+    def __init__(self, protocol: asyncio.BaseProtocol) -> None:
+        super().__init__()
+        self._protocol = protocol
+        self._ended = False
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        """See `asyncio.BaseTransport`."""
+        return self._protocol
+
+    def is_closing(self) -> bool:
+        """See `asyncio.BaseTransport`."""
+        return self._ended
+
+    def abort(self) -> None:
+        """See `asyncio.WriteTransport`."""
+        if not self._ended:
+            self._ended = True
+            asyncio.get_running_loop().call_soon(self._protocol.connection_lost, None)
+
+    close = abort
+
+
+class _InMemorySentinel(Sentinel):
+    """The real sentinel, whose connection goes through the simulated network."""
+
+    network: Network
+
+    async def _connect(self) -> asyncio.BaseTransport:
+        await asyncio.sleep(0.001)
+        server = self.network.server
+        if not server.listening or server.life is None:
+            raise ConnectionRefusedError
+        line = _Line(self._protocol())
+        server.life.lines.append(line.abort)
+        return line
 
 
 ALL_PATHS = ("/health", "/v1/models", "/metrics", "/is_sleeping", LOAD)

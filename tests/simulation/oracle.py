@@ -27,6 +27,9 @@ _DEFINITE = (FailureKind.FILES, FailureKind.ADAPTER)
 _ROUND_TRIP = 0.05
 """Seconds between the sidecar's last question and its load, in a network without faults."""
 
+_QUIET = 5.0
+"""Seconds for which a look at the requests under way may count: the pause between two looks, twice, and its answer."""
+
 
 class ViolationError(AssertionError):
     """A promise was broken."""
@@ -231,7 +234,11 @@ class Oracle:
         """Nothing is shown as listed that is not known to be."""
         listed = {} if status.work.last is None else {card.name for card in status.work.last.adapters}
         up = status.work.server.phase is Phase.UP
-        for shown in adapters_of(status):
+        fresh = {one.adapter.name: one for one in adapters_of(status)}
+        for shown in status.adapters:
+            now = fresh[shown.adapter.name]
+            if (shown.adapter, shown.state) != (now.adapter, now.state):
+                self.fail(f"honesty: {shown.adapter.name} is shown as {shown.state}, and it is {now.state}")
             if shown.state is AdapterState.LISTED and (not up or shown.adapter.name not in listed):
                 self.fail(f"honesty: {shown.adapter.name} is shown as listed, and that is not known")
         if status.verdict is Verdict.STEADY and (not up or status.work.drift.missing):
@@ -302,8 +309,7 @@ class Oracle:
             return
         if path != LOAD:
             self.fail(f"restraint: the sidecar sent {method} {path}")
-        if world.network.sending > 1:
-            self.fail("no harm: two loads are in flight")
+        self._check_width()
         asked: Mapping[str, object] = json.loads(body or b"")
         if "load_inplace" in asked:
             self.fail("no harm: a load in place")
@@ -317,6 +323,14 @@ class Oracle:
         ):
             self.fail(f"no harm: {asked['lora_name']} is loaded into an engine that sleeps since {slept:.3f}")
         self._check_not_listed(str(asked["lora_name"]), str(asked["lora_path"]), life)
+
+    def _check_width(self) -> None:
+        """One load at a time, unless the config allows more, or the server was just seen without requests."""
+        allowed, in_flight = self._world.config.restore.concurrency, self._world.network.sending
+        if allowed == "auto":
+            allowed = 4 if self._now - self._world.network.quiet_at <= _QUIET else 1
+        if in_flight > allowed:
+            self.fail(f"no harm: {in_flight} loads are in flight, and {allowed} may be")
 
     def _check_not_listed(self, name: str, path: str, life: Life) -> None:
         """Never load what is known to be listed with this path."""

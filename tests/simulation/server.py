@@ -94,6 +94,7 @@ class Life:
         self.over = asyncio.Event()
         self.loads: set[asyncio.Task[web.Response]] = set()
         self.asleep_since: float | None = None
+        self.lines: list[Callable[[], None]] = []
         routes.registry.adapters = _Adapters(self)
 
 
@@ -198,6 +199,7 @@ class Server:
             return
         if life.loads:
             self.listening, self.wedged = False, True
+            self._hang_up(life)
             self._say("server", "wedged: the port is closed and the process stays")
             await asyncio.sleep(self._rng.uniform(5.0, 40.0))
             if self.life is not life:
@@ -217,8 +219,20 @@ class Server:
         self.listening = self.wedged = False
         self._thawed.set()
         life.over.set()
+        self._hang_up(life)
         for load in life.loads:
             load.cancel()
+
+    def _hang_up(self, life: Life) -> None:
+        """End the silent connections, as quickly as the kernel tells of it."""
+        for end in life.lines:
+            asyncio.get_running_loop().call_later(self._rng.uniform(0.014, 0.157), end)
+        life.lines.clear()
+
+    def hang_up(self) -> None:
+        """End the silent connections of a life that goes on."""
+        if self.life is not None:
+            self._hang_up(self.life)
 
     def shut_down(self, back_in: float) -> None:
         """End the life as SIGTERM does; a load in flight wedges it until it is killed."""
@@ -228,6 +242,7 @@ class Server:
             life = self.life
             life.routes.engine.die()
             self.listening, self.wedged = False, True
+            self._hang_up(life)
             self._say("server", "SIGTERM with a load in flight: wedged")
         else:
             self.crash("SIGTERM", back_in)
@@ -310,6 +325,14 @@ class Server:
         del life.routes.registry.adapters[name]
         life.unloaded[name] = self.now
         return True
+
+    async def somebody_asks(self, seconds: float) -> None:
+        """Have a request in the engine for so long."""
+        life = self.life
+        if life is not None:
+            life.routes.engine.requests += 1
+            await asyncio.sleep(seconds)
+            life.routes.engine.requests -= 1
 
     def sleep(self, level: int) -> None:
         """Put the engine to sleep."""

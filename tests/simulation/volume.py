@@ -66,7 +66,7 @@ class Volume:
 
     def damage(self) -> bool:
         """Flip a bit of the current file; whether there is one."""
-        files = [path for path in self.directory.iterdir() if path.stem == "vllm" and path.suffix != ".lock"]
+        files = [path for path in sorted(self.directory.iterdir()) if path.name in ("vllm.json", "vllm.yaml")]
         for path in files:
             data = bytearray(path.read_bytes())
             if data:

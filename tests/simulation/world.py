@@ -26,7 +26,7 @@ from lora_sidecar.events import Event, Fact, Level
 from lora_sidecar.keeper import Keeper
 from lora_sidecar.model import Accepted, Adapter, Failure, Withheld
 from lora_sidecar.restorer import Restorer
-from lora_sidecar.status import Board, ServerStatus
+from lora_sidecar.status import Board, ServerStatus, not_live
 from lora_sidecar.watch import Clockwork, Watch
 from lora_sidecar.work import Plan
 from tests.simulation import virtual_time
@@ -51,18 +51,20 @@ class Traits(Struct, frozen=True):
     load_seconds: float = 0.05
     load_timeout: float = 300.0
     began: float = 0.0
+    concurrency: str = "auto"
 
 
 class _Board(Board):
     """The real board, whose every publication the model looks at."""
 
     def __init__(self, world: World) -> None:
-        super().__init__(("vllm",))
+        super().__init__(("vllm",), world.now)
         self._world = world
 
     def publish(self, status: ServerStatus) -> None:
         super().publish(status)
-        self._world.check(self._world.oracle.published, status)
+        (shown,) = self.statuses()
+        self._world.check(self._world.oracle.published, shown)
 
 
 class _Vllm(vllm.Vllm):
@@ -112,6 +114,7 @@ class Sidecar:
             group.create_task(self.watch.restorer.run())
 
     def _report(self, *facts: Fact) -> None:
+        self.board.note("vllm", self._world.now, facts)
         self._world.happened(*facts)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -183,7 +186,7 @@ class World:
         lines = [
             f"servers: [{{name: vllm, url: 'http://127.0.0.1:8000'{base}}}]",
             f"heartbeat: {{interval: {traits.interval:g}s}}",
-            f"restore: {{timeout: {traits.load_timeout:g}s, backoff: {{parked: {traits.parked:g}s}}}}",
+            f"restore: {{timeout: {traits.load_timeout:g}s, concurrency: {traits.concurrency}, backoff: {{parked: {traits.parked:g}s}}}}",
             f"checkpoint: {{directory: /checkpoint, format: {traits.format}}}",
             f"policy: {{on_external_unload: {'forget' if traits.forgets else 'restore'}}}",
             "adapters:" + (" []" if not self.adapters else ""),
@@ -263,10 +266,10 @@ class World:
         """Ask for liveness as a kubelet does."""
         while True:
             await asyncio.sleep(_KUBELET)
-            for status in () if self.sidecar is None else self.sidecar.board.statuses():
-                silent = self.now - status.beat_at
-                if silent > self.config.heartbeat.liveness:
-                    self.broke(ViolationError(f"honesty: no heartbeat for {silent:.1f} s, and /livez fails"))
+            if self.sidecar is not None:
+                snapshot = self.sidecar.board.snapshot(self.now, self.config.heartbeat.liveness)
+                for line in not_live(snapshot):
+                    self.broke(ViolationError(f"honesty: /livez fails: {line}"))
 
     async def let_pass(self, seconds: float) -> bool:
         """Let time pass; whether all is well."""
