@@ -94,12 +94,12 @@ def test_power_loss_while_a_file_is_moved_aside(tmp_path: Path, version: int | N
     assert all(unusable in image.values() for image in [*disk.images, *disk.after_power_loss()])
 
 
-def test_power_loss_after_a_death_and_a_new_start(tmp_path: Path) -> None:
+def test_power_loss_after_a_death_and_a_new_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a process renamed that died before its sync is durable once the next process has read it."""
 
     class Mortal(Platter):
         def fsync_directory(self, directory: int) -> None:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(directory)
 
     disk = Mortal()
     volume = tmp_path / "volume"
@@ -111,7 +111,7 @@ def test_power_loss_after_a_death_and_a_new_start(tmp_path: Path) -> None:
         store.save(a_checkpoint(1))
     store.close()
     assert generations(disk.after_power_loss(), tmp_path / "before") == {0, 1}
-    disk.__class__ = Platter
+    monkeypatch.setattr(Mortal, "fsync_directory", Platter.fsync_directory)
     store = Store(str(volume), "vllm", "json", disk)
     store.open()
     loaded = store.load()

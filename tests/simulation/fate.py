@@ -1,35 +1,23 @@
 """What happens in a simulated world: who does what and when, all drawn from the seed.
 
 The trap guarded against is a hunt in which everything goes wrong at once, so that nothing is ever exercised for long.
-Each world draws the kinds of trouble that it knows, how often they come and how long they last; then all trouble ends,
-and what was lost has to be back within a bounded time.
+Each world draws the kinds of trouble that it knows, how often they come and how long they last.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from random import Random
-from unittest.mock import patch
 
-from lora_sidecar.engines import vllm
-from lora_sidecar.model import Origin
-from lora_sidecar.status import unready
-from lora_sidecar.work import ConditionType, Phase, Verdict
-from tests.simulation import virtual_time
 from tests.simulation.network import ALL_PATHS, Rule, Toxic
-from tests.simulation.oracle import ViolationError
 from tests.simulation.server import LOAD, Start
 from tests.simulation.volume import STEPS
-from tests.simulation.world import Report, Traits, World
+from tests.simulation.world import Traits, World
 
 NAMES = ("sql", "chat", "code", "draft", "legal", "mail", "voice", "docs")
-_ODD_NAMES = ("../adapters/x", "a\nb", "x" * 300, "ünïcode", "on", "007")
-_FOREVER = float("inf")
-_SETTLED = 12.0
+ODD_NAMES = ("../adapters/x", "a\nb", "x" * 300, "ünïcode", "on", "007")
 
 
 def traits_of(rng: Random) -> Traits:
@@ -60,7 +48,7 @@ class Fate:
         self._world = world
         self._rng = rng
         self._pace = rng.choice((0.3, 1.0, 3.0, 8.0))
-        self._gone_mad: list[asyncio.TimerHandle] = []
+        self.pending: list[asyncio.TimerHandle] = []
         kinds = self._kinds()
         always = ("operator loads", "operator unloads", "server is killed")
         drawn = {kind: rng.choice((0.0, 0.0, 0.3, 1.0, 3.0)) for kind in kinds}
@@ -111,8 +99,24 @@ class Fate:
                 world.counts[f"fault {kind}"] += 1
         return world.error is None
 
+    async def rest(self) -> bool:
+        """Nothing happens any more, not even what was to happen later; whether every promise was kept."""
+        for handle in self.pending:
+            handle.cancel()
+        return await self._world.let_pass(0.0)
+
     def _later(self, seconds: float, what: Callable[[], object]) -> None:
-        self._gone_mad.append(asyncio.get_running_loop().call_later(seconds, what))
+        self.pending.append(asyncio.get_running_loop().call_later(seconds, what))
+
+    def _in_this_life(self, seconds: float, what: Callable[[], None]) -> None:
+        """Have it happen so much later, unless the server has begun another life by then."""
+        server, life = self._world.server, self._world.server.life
+
+        def happen() -> None:
+            if server.life is life:
+                what()
+
+        self._later(seconds, happen)
 
     def _some(self, *choices: float) -> float:
         """A length of time about one of these."""
@@ -128,7 +132,7 @@ class Fate:
         return self._loads(name, self._path(name))
 
     def _odd_name(self) -> object:
-        return self._loads(self._rng.choice(_ODD_NAMES), "/adapters/odd")
+        return self._loads(self._rng.choice(ODD_NAMES), "/adapters/odd")
 
     def _loads(self, name: str, path: str) -> object:
         world = self._world
@@ -197,9 +201,8 @@ class Fate:
         if server.life is None or server.wedged:
             return None
         server.shut_down(self._some(0.5, 10.0))
-        life = server.life
-        if life is not None:
-            self._later(self._some(5.0, 30.0), lambda: server.life is life and server.crash("SIGKILL", 1.0))
+        if server.life is not None:
+            self._in_this_life(self._some(5.0, 30.0), lambda: server.crash("SIGKILL", 1.0))
         return True
 
     def _engine_dies(self) -> object:
@@ -232,7 +235,7 @@ class Fate:
         if life is None or not server.start_with.can_sleep or life.loads or life.asleep_since is not None:
             return None
         server.sleep(self._rng.choice((1, 2)))
-        self._later(self._some(3.0, 20.0, 90.0), lambda: server.life is life and server.wake())
+        self._in_this_life(self._some(3.0, 20.0, 90.0), server.wake)
         return True
 
     def _requests_arrive(self) -> object:
@@ -281,7 +284,7 @@ class Fate:
 
     def _network_fault(self) -> object:
         rng, world = self._rng, self._world
-        toxic = rng.choice([toxic for toxic in Toxic])
+        toxic = rng.choice(list(Toxic))
         every = tuple(path for path in ALL_PATHS if path not in ("/metrics", LOAD))
         paths = rng.choice((("/health",), ("/v1/models",), ("/v1/models",), every))
         return self._rule(toxic, paths, world)
@@ -364,137 +367,3 @@ class Fate:
         world = self._world
         world.wall_offset += self._rng.choice((-3e8, -3600.0, -1.0, 1.0, 3600.0, 3e8))
         return True
-
-    # --- the end of all trouble
-
-    async def calm(self) -> bool:
-        """End every fault; whether what is desired is listed within a bounded time, and nothing is done after that."""
-        world, server = self._world, self._world.server
-        for handle in self._gone_mad:
-            handle.cancel()
-        world.say("fate", "all trouble ends")
-        world.network.rules.clear()
-        world.shelf.states.clear()
-        world.volume.heal()
-        server.thaw()
-        life = server.life
-        if life is not None:
-            life.routes.engine.hung = False
-            server.wake()
-        if not server.runtime_loading or server.wedged or (life is not None and life.routes.engine.dead):
-            server.crash("started anew", 1.0)
-        server.runtime_loading = True
-        if server.life is None and not server.starting:
-            server.spawn(server.boot(1.0))
-        world.start_sidecar()
-        began = world.now
-        bound = self._bound()
-        why = "trouble has only just ended"
-        while why and world.now - began < bound:
-            if not await world.let_pass(0.25):
-                return False
-            why = self._unsettled()
-        if why:
-            world.broke(ViolationError(f"recovery: {world.now - began:.0f} s after all trouble ended: {why}"))
-            return False
-        world.counts["settled seconds"] += round(world.now - began)
-        return await self._stays_settled()
-
-    def _bound(self) -> float:
-        """Seconds within which everything must be back: the longest wait, one load under way, and all loads."""
-        world = self._world
-        backoff = world.config.restore.backoff
-        loads = (len(NAMES) + len(_ODD_NAMES) + 2) * (world.traits.load_seconds + 1.0)
-        waits = max(backoff.max, backoff.parked) + 300.0 + world.config.restore.timeout
-        return waits + 4 * loads + 30.0
-
-    def _unsettled(self) -> str:
-        """Why the world has not settled yet; empty if it has."""
-        world = self._world
-        status = None if world.sidecar is None else world.sidecar.board.statuses()[0]
-        if status is None or not status.beats:
-            return "the sidecar has not completed a heartbeat"
-        if status.work.server.phase is not Phase.UP:
-            return f"the server is {status.work.server.phase}: {status.work.server.detail}"
-        if world.server.life is not None and world.server.life.loads:
-            return "a load is under way"
-        known = () if status.work.last is None else {card.name for card in status.work.last.adapters}
-        if set(known) != world.server.adapters.keys():
-            return "the newest listing is out of date"
-        declared = {name for name, a in status.desired.adapters.items() if a.origin is Origin.DECLARED}
-        if declared != world.adapters.keys():
-            return "the config is not in force"
-        missing = sorted(status.desired.adapters.keys() - world.server.adapters.keys())
-        if missing:
-            return f"not listed: {missing}"
-        if status.verdict is not Verdict.STEADY:
-            return f"the verdict is {status.verdict}"
-        if status.work.recovery is not None:
-            return f"a recovery is not over: {status.work.recovery}"
-        if any(c.type is ConditionType.CHECKPOINT_NOT_PERSISTED for c in status.conditions):
-            return "the checkpoint is not written"
-        return ""
-
-    async def _stays_settled(self) -> bool:
-        """Nothing is loaded and nothing is forgotten any more; the conditions that hold have causes."""
-        world = self._world
-        if world.sidecar is None:
-            raise AssertionError("the sidecar was started")
-        (status,) = world.sidecar.board.statuses()
-        desired, listed = set(status.desired.adapters), dict(world.server.adapters)
-        if not await world.let_pass(_SETTLED):
-            return False
-        (status,) = world.sidecar.board.statuses()
-        promises = {
-            "recovery: what was listed is listed no more": dict(world.server.adapters) == listed,
-            "memory: desired changes with nothing happening": set(status.desired.adapters) == desired,
-            "memory: what was durable is desired no more": world.oracle.memory <= desired,
-            "honesty: ready, and a required adapter is not listed": bool(unready(status)) is False,
-            "honesty: a condition without a cause": all(
-                c.type in (ConditionType.ADOPTION_REFUSED, ConditionType.ADAPTER_PATH_DIFFERS)
-                for c in status.conditions
-            ),
-            "memory: unloaded on purpose, and still desired": not (
-                desired & world.oracle.known_unloaded.keys() if world.traits.forgets else ()
-            ),
-        }
-        for promise, kept in promises.items():
-            if not kept:
-                world.broke(ViolationError(f"{promise}; {status.conditions}; listed {sorted(listed)}"))
-        return world.error is None
-
-
-async def _live(seed: int, folder: Path, *, tell: bool) -> Report:
-    rng = Random(f"fate {seed}")
-    traits = traits_of(rng)
-    world = World(seed, traits, folder)
-    fate = Fate(world, rng)
-    world.say("fate", f"seed {seed}: {traits}")
-    began = world.now
-    with (
-        patch.object(vllm, "Transport", world.network.transport),
-        patch.object(vllm, "Sentinel", world.network.sentinel),
-        patch("time.time", world.wall),
-    ):
-        try:
-            if rng.random() < 0.5:
-                for name in rng.sample(NAMES, 2):
-                    world.adapters[name] = {"path": f"/adapters/{name}", "required": True}
-                world.reconfigure()
-            world.server.spawn(world.server.boot(rng.choice((0.0, 0.5, 20.0))))
-            world.start_sidecar()
-            for _ in range(rng.choice((1, 1, 2))):
-                if not (await fate.rage(rng.choice((60.0, 200.0, 400.0))) and await fate.calm()):
-                    break
-            seconds = world.now - began
-        finally:
-            await world.close()
-    error = "" if world.error is None else f"{type(world.error).__name__}: {world.error}"
-    return Report(seed, seconds, error, world.told(None) if tell else world.told() if error else "", dict(world.counts))
-
-
-def live(seed: int, shelf: str | None = None, *, tell: bool = False) -> Report:
-    """Live through the world of one seed; its disk is made in the folder `shelf`, and with `tell` all is told."""
-    began = traits_of(Random(f"fate {seed}")).began
-    with tempfile.TemporaryDirectory(dir=shelf, ignore_cleanup_errors=True) as folder:
-        return virtual_time.run(_live(seed, Path(folder), tell=tell), began)

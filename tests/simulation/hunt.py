@@ -1,6 +1,6 @@
 """The long hunt: many worlds on all processors, with a progress bar, and a summary that says what was lived through.
 
-    python -m tests.simulation.hunt --seeds 20000
+python -m tests.simulation.hunt --seeds 20000
 """
 
 from __future__ import annotations
@@ -15,11 +15,23 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tests.simulation.fate import live
+from tests.simulation.calm import live
 from tests.simulation.world import Report
 
 _MEMORY = Path("/dev/shm")
 _BAR = 30
+_TOLD = {
+    "heartbeats": "heartbeat.completed",
+    "outages seen": "server.down",
+    "restarts told": "server.restarted",
+    "recoveries": "recovery.completed",
+    "adapters restored": "restore.succeeded",
+    "loads failed": "restore.failed",
+    "adopted": "adapter.adopted",
+    "forgotten": "adapter.forgotten",
+    "saves failed": "checkpoint.write_failed",
+    "checkpoints moved aside": "checkpoint.quarantined",
+}
 
 
 def report_of(seed: int) -> Report:
@@ -50,11 +62,7 @@ def summary(reports: Sequence[Report], seconds: float) -> str:
     faults = sorted((kind, number) for kind, number in counts.items() if kind.startswith("fault "))
     lines = [
         f"{len(reports)} worlds, {virtual / 3600:.1f} virtual hours in {seconds:.0f} s",
-        f"{counts['heartbeat.completed']} heartbeats, {counts['server.down']} outages seen, "
-        f"{counts['server.restarted']} restarts of the server told, {counts['recovery.completed']} recoveries",
-        f"{counts['restore.succeeded']} adapters restored, {counts['restore.failed']} loads failed, "
-        f"{counts['adapter.adopted']} adopted, {counts['adapter.forgotten']} forgotten, "
-        f"{counts['checkpoint.write_failed']} saves failed, {counts['checkpoint.quarantined']} checkpoints moved aside",
+        "; ".join(f"{what}: {counts[event]}" for what, event in _TOLD.items()),
         "what happened, how often:",
         *(f"  {number:8}  {kind.removeprefix('fault ')}" for kind, number in faults),
         f"promises broken: {len(broken)}" + (f", seeds {[report.seed for report in broken][:50]}" if broken else ""),

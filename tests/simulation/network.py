@@ -152,6 +152,8 @@ class Network:
             case Toxic.CUT_SHORT:
                 reply = await self._asked("GET", path, None)
                 return Reply(reply.status, reply.body[: len(reply.body) // 2]) if isinstance(reply, Reply) else reply
+            case _:
+                pass
         return _CANNED[rule.toxic]
 
     async def _load_under(self, rule: Rule, path: str, body: bytes | None) -> Reply | Broken:

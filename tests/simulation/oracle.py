@@ -15,7 +15,7 @@ from lora_sidecar.codec import Checkpoint, decode
 from lora_sidecar.desired import same_path
 from lora_sidecar.events import Event, Fact
 from lora_sidecar.lineage import Evidence
-from lora_sidecar.model import Accepted, Adapter, Desired, Failure, FailureKind, Observed, Origin, Result, Withheld
+from lora_sidecar.model import Adapter, Desired, Failure, FailureKind, Observed, Origin, Result, Withheld
 from lora_sidecar.status import AdapterState, ServerStatus, adapters_of
 from lora_sidecar.work import ConditionType, Phase, Plan, Verdict
 from tests.simulation.server import LOAD, Life, Told
@@ -127,12 +127,11 @@ class Oracle:
     def happened(self, *facts: Fact) -> None:
         """The sidecar reported facts."""
         for fact in facts:
-            match fact.event:
-                case Event.ADAPTER_FORGOTTEN:
-                    self._forgotten(fact.fields["adapter"], fact.fields["evidence"])
-                case Event.ADAPTER_RELEASED:
-                    self._gone.add(fact.fields["adapter"])
-                    self.memory.discard(fact.fields["adapter"])
+            if fact.event is Event.ADAPTER_FORGOTTEN:
+                self._forgotten(fact.fields["adapter"], fact.fields["evidence"])
+            elif fact.event is Event.ADAPTER_RELEASED:
+                self._gone.add(fact.fields["adapter"])
+                self.memory.discard(fact.fields["adapter"])
 
     def _forgotten(self, name: str, evidence: str) -> None:
         """Only what somebody unloaded in that very life may be forgotten."""
@@ -160,7 +159,7 @@ class Oracle:
         before, self.status = self.status, status
         work = status.work
         if work.last is not None and (before is None or work.last is not before.work.last):
-            self._check_listing(work.last, status)
+            self._check_listing(work.last)
         if before is not None:
             lost = before.desired.adapters.keys() - status.desired.adapters.keys() - self._gone
             if lost:
@@ -174,13 +173,13 @@ class Oracle:
             del self._failures[name]
         self._check_shown(status)
 
-    def _check_listing(self, last: Observed, status: ServerStatus) -> None:
+    def _check_listing(self, last: Observed) -> None:
         """What is taken for a listing must be one that the server gave since it was asked."""
         cards = tuple((card.name, card.path) for card in last.adapters)
         told = [one for one in self._world.server.told if one.cards == cards and one.at >= last.at]
         if not told:
             self.fail("restraint: something that the server never said was taken for its listing")
-        self._note_unloads(told[0], status)
+        self._note_unloads(told[0])
         listed = dict(cards)
         for name, failures in self._failures.items():
             if name not in listed:
@@ -190,7 +189,7 @@ class Oracle:
             elif self._now - failures.listed_since >= self._world.config.restore.backoff.reset_after:
                 failures.count = 0
 
-    def _note_unloads(self, told: Told, status: ServerStatus) -> None:
+    def _note_unloads(self, told: Told) -> None:
         """Forget what must not come back where it may: another life, or loaded again by somebody."""
         life = self._world.server.life
         if life is None or life.number != told.life:
@@ -260,12 +259,20 @@ class Oracle:
         if self._load_ended.get(adapter.name, float("-inf")) > plan.observed_at:
             self.fail(f"no harm: {adapter.name} is loaded again before a listing said what came of its last load")
         if self._ambiguous_at > plan.observed_at:
-            self.fail(f"no harm: {adapter.name} is loaded on a listing of {plan.observed_at}, "
-              f"after a load of unknown outcome that ended at {self._ambiguous_at}")
+            self.fail(
+                f"no harm: {adapter.name} is loaded on a listing of {plan.observed_at}, "
+                f"after a load of unknown outcome that ended at {self._ambiguous_at}"
+            )
         life = self._world.server.life
         fought = self.known_unloaded.get(adapter.name)
         may_return = adapter.origin is Origin.DECLARED or not self._world.proves_lives
-        if fought is not None and not may_return and life is not None and life.number == fought and adapter.name in life.unloaded:
+        if (
+            fought is not None
+            and not may_return
+            and life is not None
+            and life.number == fought
+            and adapter.name in life.unloaded
+        ):
             self.fail(f"restraint: {adapter.name} was unloaded on purpose in this life and is loaded again")
         self._check_backoff(adapter, now)
         return None
@@ -286,20 +293,17 @@ class Oracle:
     def load_ended(self, adapter: Adapter, result: Result) -> None:
         """A load came to its end, as the restorer was told."""
         now = self._now
-        match result:
-            case Withheld():
-                return
-            case Accepted():
-                pass
-            case Failure(kind=FailureKind.AMBIGUOUS):
-                self._ambiguous_at = now
-            case Failure() if result.kind in _DEFINITE:
-                failures = self._failures.get(adapter.name)
-                if failures is None or failures.adapter != adapter:
-                    failures = self._failures[adapter.name] = _Failures(adapter)
-                # The model counts only what it is sure of, so what it demands is the least that is due.
-                failures.count, failures.at = failures.count + 1, now
-                failures.parked = result.kind is FailureKind.ADAPTER
+        if isinstance(result, Withheld):
+            return
+        if isinstance(result, Failure) and result.kind is FailureKind.AMBIGUOUS:
+            self._ambiguous_at = now
+        if isinstance(result, Failure) and result.kind in _DEFINITE:
+            failures = self._failures.get(adapter.name)
+            if failures is None or failures.adapter != adapter:
+                failures = self._failures[adapter.name] = _Failures(adapter)
+            # The model counts only what it is sure of, so what it demands is the least that is due.
+            failures.count, failures.at = failures.count + 1, now
+            failures.parked = result.kind is FailureKind.ADAPTER
         self._load_ended[adapter.name] = now
 
     def received(self, method: str, path: str, body: bytes | None) -> None:
@@ -318,9 +322,7 @@ class Oracle:
             return
         slept = life.asleep_since
         told_awake = world.network.sleep_asked_at
-        if slept is not None and not (
-            told_awake < slept and now - world.network.sleep_told_at <= _ROUND_TRIP
-        ):
+        if slept is not None and not (told_awake < slept and now - world.network.sleep_told_at <= _ROUND_TRIP):
             self.fail(f"no harm: {asked['lora_name']} is loaded into an engine that sleeps since {slept:.3f}")
         self._check_not_listed(str(asked["lora_name"]), str(asked["lora_path"]), life)
 

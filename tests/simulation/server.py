@@ -56,6 +56,8 @@ class _Engine(FakeEngine):
             case "poison":
                 self.die()
                 await asyncio.Event().wait()
+            case _:
+                return
 
 
 class _Adapters(dict[str, str]):
@@ -354,5 +356,3 @@ async def _first(*waits: Coroutine[Any, Any, Any]) -> None:
     finally:
         for task in tasks:
             task.cancel()
-
-

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.simulation.fate import live
+from tests.simulation.calm import live
 from tests.simulation.hunt import report_of, summary
 
 ROOT = Path(__file__).parents[2]

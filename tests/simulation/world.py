@@ -7,29 +7,22 @@ line by line, and the same number tells the same history in every process.
 from __future__ import annotations
 
 import asyncio
-import random
-import tempfile
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from random import Random
 from typing import Any
-from unittest.mock import patch
 
 from msgspec import Struct
 
 from lora_sidecar.config import Config, parse
 from lora_sidecar.engines import vllm
-from lora_sidecar.errors import LockHeldError
-from lora_sidecar.events import Event, Fact, Level
+from lora_sidecar.events import Fact, Level
 from lora_sidecar.keeper import Keeper
 from lora_sidecar.model import Accepted, Adapter, Failure, Withheld
-from lora_sidecar.restorer import Restorer
 from lora_sidecar.status import Board, ServerStatus, not_live
 from lora_sidecar.watch import Clockwork, Watch
 from lora_sidecar.work import Plan
-from tests.simulation import virtual_time
 from tests.simulation.network import Network
 from tests.simulation.oracle import Oracle, ViolationError
 from tests.simulation.server import Server, Shelf, Start
@@ -186,7 +179,8 @@ class World:
         lines = [
             f"servers: [{{name: vllm, url: 'http://127.0.0.1:8000'{base}}}]",
             f"heartbeat: {{interval: {traits.interval:g}s}}",
-            f"restore: {{timeout: {traits.load_timeout:g}s, concurrency: {traits.concurrency}, backoff: {{parked: {traits.parked:g}s}}}}",
+            f"restore: {{timeout: {traits.load_timeout:g}s, concurrency: {traits.concurrency},",
+            f"  backoff: {{parked: {traits.parked:g}s}}}}",
             f"checkpoint: {{directory: /checkpoint, format: {traits.format}}}",
             f"policy: {{on_external_unload: {'forget' if traits.forgets else 'restore'}}}",
             "adapters:" + (" []" if not self.adapters else ""),
@@ -287,7 +281,7 @@ class World:
         if sidecar is not None:
             sidecar.kill()
         self.server.close()
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}  # type: ignore[arg-type]  # there is a current task
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -309,5 +303,3 @@ class Report(Struct, frozen=True):
     error: str
     history: str
     counts: dict[str, int]
-
-
