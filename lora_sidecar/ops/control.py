@@ -73,7 +73,10 @@ class ControlServer:
         now: Callable[[], float],
         load_deadline: Callable[[], float],
     ) -> None:
-        """`look` gives the newest snapshot, `desks` has each server's desk by name, `load_deadline` gives a load's seconds."""
+        """`look` gives the newest snapshot, `desks` has the desk of each server by name.
+
+        `load_deadline` gives the seconds that a load may take.
+        """
         self._look = look
         self._desks = desks
         self._now = now
