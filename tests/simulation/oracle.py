@@ -101,6 +101,7 @@ class Oracle:
     def damaged(self) -> None:
         """The current file was damaged while nobody ran: memory may be that of the generation before it."""
         self._damaged = True
+        self.known_unloaded.clear()
 
     def loaded(self, loaded: Loaded) -> None:
         """The sidecar read the checkpoint: it must be the last generation, or the one that was being written."""
@@ -203,7 +204,7 @@ class Oracle:
         """Somebody unloaded an adapter: it need not be remembered, and perhaps it must not come back."""
         self.memory.discard(name)
         status, saved = self.status, self._saved
-        if status is None or saved is None or not self._world.proves_lives:
+        if status is None or saved is None or not self._world.proves_lives or not self._world.traits.forgets:
             return
         adapter = status.desired.adapters.get(name)
         durable = saved.desired == status.desired and name in status.desired.listed
