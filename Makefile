@@ -11,6 +11,8 @@ PYTHON ?= python3
 VENV ?= .venv
 VLLM_ENV ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lora-sidecar/vllm-0.32.0
 WORKERS ?= 2
+SEEDS ?= 2000
+FIRST ?= 0
 # One server at a time, shared by the tests of a suite: each takes a minute to start, and 3 GB.
 REAL = -m vllm -p no:xdist -p no:randomly --durations=5
 # These need more than Python: `make test-vllm`, `make check-kubernetes`, `make check-image`.
@@ -20,8 +22,8 @@ PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: demo test lint types contracts tests check-ops ops-tools check-kubernetes check-image image-tools test-vllm \
-    bench bench-vllm plots vllm-env lock image clean
+.PHONY: demo test simulate lint types contracts tests check-ops ops-tools check-kubernetes check-image image-tools \
+    test-vllm bench bench-vllm plots vllm-env lock image clean
 
 demo: $(VENV)/.runtime
 	@$(VENV)/bin/python -m lora_sidecar demo
@@ -31,6 +33,10 @@ test: lint types contracts tests
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+# A long hunt through simulated worlds, on all cores: make simulate SEEDS=20000, or FIRST=1000 to begin elsewhere.
+simulate: $(VENV)/.dev
+	$(VENV)/bin/python -m tests.simulation.hunt --seeds $(SEEDS) --first $(FIRST)
 
 types: $(VENV)/.dev
 	$(VENV)/bin/mypy

@@ -17,7 +17,7 @@ from lora_sidecar.checkpoint import Loaded, Note, Store
 from lora_sidecar.codec import Checkpoint
 from lora_sidecar.errors import CheckpointError, LockHeldError
 from lora_sidecar.events import Event, Fact, Level, info, warning
-from lora_sidecar.model import Desired, Incarnation
+from lora_sidecar.model import Desired, Incarnation, Origin
 from lora_sidecar.offload import Offloader
 from lora_sidecar.work import Condition, ConditionType
 
@@ -78,7 +78,7 @@ class Keeper:
             return _EMPTY, tuple(facts)
         self.generation = loaded.checkpoint.generation
         desired = loaded.checkpoint.desired
-        if loaded.source == "current":
+        if loaded.source == "current" and loaded.durable:
             self._saved = desired
         facts.append(
             info(
@@ -158,13 +158,20 @@ _EMPTY: Final = Desired(adapters={}, incarnation=Incarnation(0))
 
 
 def _joined(desired: Desired, remembered: Desired) -> Desired:
-    """What is known now, and the adapters that were remembered and are not: a late mount is no reason to forget."""
+    """What is known now, and the adapters that were remembered and are not: a late mount is no reason to forget.
+
+    What is declared is known already. Where the life of the server is the remembered one, so is what was listed in it.
+    """
     gone = desired.released.keys() | desired.withdrawn.keys()
-    adapters = {n: a for n, a in remembered.adapters.items() if n not in gone} | dict(desired.adapters)
+    learned = {n: a for n, a in remembered.adapters.items() if n not in gone and a.origin is not Origin.DECLARED}
     withdrawn = {n: w for n, w in remembered.withdrawn.items() if w.declared == desired.adapters.get(n)}
+    adapters = {n: a for n, a in (learned | dict(desired.adapters)).items() if n not in withdrawn}
+    start_time = desired.incarnation.start_time
+    same_life = start_time is not None and start_time == remembered.incarnation.start_time
     return replace(
         desired,
-        adapters={n: a for n, a in adapters.items() if n not in withdrawn},
+        adapters=adapters,
+        listed=desired.listed | (remembered.listed & adapters.keys()) if same_life else desired.listed,
         withdrawn=withdrawn | dict(desired.withdrawn),
         paused=desired.paused or remembered.paused,
     )

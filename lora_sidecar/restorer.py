@@ -4,8 +4,9 @@ Four traps are guarded against. A long load must not hold up a heartbeat; so loa
 newest plan wins. A plan made for one life of the server must not be carried out in the next; so a plan of another
 incarnation ends the load under way and drops the rest. And an adapter that was just loaded is still missing from the
 listing that the newest plan was made from; so what is under way, or ended after that listing was asked for, is not
-loaded again. And each load is a pause for all inference, and those of several in flight add up; so there is more than
-one only while the server was just seen to have no requests.
+loaded again, and nothing at all is loaded on such a listing after a load whose failure may be the server's. And each
+load is a pause for all inference, and those of several in flight add up; so there is more than one only while the
+server was just seen to have no requests.
 """
 
 from __future__ import annotations
@@ -48,13 +49,15 @@ class Restorer:
         self._quiet_until = float("-inf")
         self._sent = False
         self.concurrency: int | Literal["auto"] = "auto"
+        self._round_ended_at = float("-inf")
 
     def offer(self, plan: Plan) -> None:
         """Replace the plan; one of another incarnation also abandons the load under way."""
         former = self._plan
         self._plan, self._next = plan, 0
+        # Not cleared by another incarnation: that one may be a guess, and the load may still take effect.
+        self._ended_at = {name: at for name, at in self._ended_at.items() if at > plan.observed_at}
         if former is not None and former.incarnation != plan.incarnation:
-            self._ended_at.clear()
             for load in self._under_way.values():
                 load.reschedule(self._now())
         if plan.restores:
@@ -121,7 +124,9 @@ class Restorer:
     def _step(self) -> tuple[Adapter, int] | None:
         """The next adapter to load, and the incarnation to load it into."""
         plan = self._plan
-        while plan is not None and self._next < len(plan.restores):
+        if plan is None or plan.observed_at < self._round_ended_at:
+            return None
+        while self._next < len(plan.restores):
             adapter = plan.restores[self._next]
             self._next += 1
             under_way = (adapter.name, plan.incarnation) in self._under_way
@@ -148,16 +153,11 @@ class Restorer:
         if isinstance(result, Accepted):
             self._accepted_in = incarnation
         self._sent = self._sent or not isinstance(result, Withheld)
-        if _ends_round(result):
-            self._drop(incarnation)
+        if _ends_round(result) and incarnation == self._incarnation():
+            self._round_ended_at = ended
 
     def _incarnation(self) -> int | None:
         return None if self._plan is None else self._plan.incarnation
-
-    def _drop(self, incarnation: int) -> None:
-        """Give up the rest of the plan, unless a plan for another life has come meanwhile."""
-        if self._plan is not None and self._plan.incarnation == incarnation:
-            self._next = len(self._plan.restores)
 
 
 def _ends_round(result: Result) -> bool:

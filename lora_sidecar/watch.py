@@ -141,9 +141,14 @@ class Watch:
         return self._config
 
     def _trusted(self) -> Observed | None:
-        """The last listing, if nothing since casts doubt on whose it was and nothing is about to be forgotten."""
-        doubtful = self._work.server.errors or self._work.server.interrupted or self._work.missed
-        return None if doubtful else self._work.last
+        """The last listing, if nothing since casts doubt on whose it was and nothing is about to be forgotten.
+
+        A server that could not load anything is asked anew: started otherwise, it may list the same.
+        """
+        last, server = self._work.last, self._work.server
+        if last is None or not last.runtime_loading or server.errors or server.interrupted or self._work.missed:
+            return None
+        return last
 
     def _publish(self, plan: Plan, began: float, config: Config) -> None:
         ended = self._clock.now()

@@ -58,7 +58,10 @@ class Broken(Struct, frozen=True):
 
 
 class Transport:
-    """Requests to one server. Not to be used before a loop runs; `close` it in the end."""
+    """Requests to one server. Not to be used before a loop runs; `close` it in the end.
+
+    `retries` counts the requests that broke off and were sent anew: meanwhile the server may have restarted.
+    """
 
     def __init__(self, server: ServerConfig) -> None:
         """Prepare the connector; raises `SidecarError` where a certificate or key file cannot be used.
@@ -69,6 +72,7 @@ class Transport:
         self._base, connector = _connector(server, self.context)
         self._key_file = server.api_key_file
         self._key: str | None = None
+        self.retries = 0
         self._reader = Offloader(f"key-{server.name}")
         self._session = aiohttp.ClientSession(
             connector=connector,
@@ -110,6 +114,7 @@ class Transport:
         result = await self._exchange(method, path, None)
         if not _broke_off(result):
             return result
+        self.retries += 1
         # Seldom needed, so it is not imported by every pod at its start.
         from tenacity import AsyncRetrying, retry_if_result, stop_after_attempt, wait_fixed  # noqa: PLC0415
 

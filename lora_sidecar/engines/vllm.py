@@ -93,7 +93,7 @@ class Vllm:
         return seen
 
     async def _look(self, trusted: Observed | None) -> Observation:
-        at = self._now()
+        at, retries = self._now(), self._transport.retries
         unready = await self._transport.refresh_key(self._probe_timeout) or await self._probe()
         if unready is not None:
             return unknown(at, unready)
@@ -101,7 +101,7 @@ class Vllm:
             listing = await self._list()
             if isinstance(listing, Unknown):
                 return listing
-            if _same(listing, trusted):
+            if _same(listing, trusted) and self._transport.retries == retries:
                 return replace(trusted, at=at)
         vitals, runtime_loading, sleepless = await asyncio.gather(
             self._vitals(), self._has_load_route(), self._has_no_sleep_route()
@@ -203,16 +203,15 @@ class Vllm:
         """
         if self._sleepless or self._cannot_sleep_in == incarnation:
             return None
-        vitals, sleeping = await asyncio.gather(
-            self._vitals(), self._transport.get("/is_sleeping", self._probe_timeout)
-        )
-        if isinstance(sleeping, Broken):
-            route_absent, says_asleep = False, None
-        else:
-            route_absent = is_route_absent(sleeping.status, sleeping.body)
-            says_asleep = decode_is_sleeping(sleeping.body) if sleeping.ok else None
+        # One after the other: what is asked last decides, and must not have become old while the other was waited for.
+        vitals = await self._vitals()
+        sleeping = await self._transport.get("/is_sleeping", self._probe_timeout)
+        says_asleep = decode_is_sleeping(sleeping.body) if isinstance(sleeping, Reply) and sleeping.ok else None
         if says_asleep or vitals.awake is False:
             return Withheld(Wakefulness.ASLEEP, "the engine sleeps: a load would destroy it")
+        if isinstance(sleeping, Broken):
+            return Withheld(Wakefulness.UNCLEAR, "the server does not say whether its engine is awake")
+        route_absent = is_route_absent(sleeping.status, sleeping.body)
         if route_absent:
             self._cannot_sleep_in = incarnation
             return None

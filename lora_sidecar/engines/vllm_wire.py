@@ -139,8 +139,11 @@ class Vitals(Struct, frozen=True):
 def decode_metrics(body: bytes) -> Vitals:
     """Read the two families that matter out of `/metrics`, wherever they stand (vLLM 0.11.1 and later have both).
 
-    More than one start time means that several processes answer under one name: then it identifies nothing.
+    More than one start time means that several processes answer under one name: then it identifies nothing. A body
+    that does not end with a line feed was cut short, maybe in the middle of a number, and says nothing.
     """
+    if not body.endswith(b"\n"):
+        return Vitals()
     starts = {_number(match) for match in _START_TIME.findall(body)}
     states = [(state, _number(value)) for state, value in _SLEEP_STATE.findall(body)]
     asleep = any(value != (1.0 if state == b"awake" else 0.0) for state, value in states)
