@@ -49,14 +49,16 @@ def absorb(
 ) -> tuple[Work, tuple[Fact, ...]]:
     """Take the outcomes of loads into account; those of another incarnation than `incarnation` say nothing any more."""
     attempts = dict(work.attempts)
-    hold, withheld = work.hold, work.withheld
+    hold, withheld, load_ended = work.hold, work.withheld, work.load_ended
     facts: list[Fact] = []
     for outcome in outcomes:
         if outcome.incarnation != incarnation:
             continue
         name = outcome.adapter.name
         before = attempts.get(name, Attempt())
+        load_ended = max(load_ended, outcome.at)
         ended = replace(before, ended_at=outcome.at, seconds=outcome.seconds, accepted=False, listed_since=None)
+        ended = replace(ended, looked=outcome.looked)
         match outcome.result:
             case Withheld():
                 withheld = outcome.result
@@ -70,7 +72,7 @@ def absorb(
                 facts.append(failed(outcome.adapter, attempts[name], outcome.result))
             case _:
                 assert_never(outcome.result)
-    return replace(work, attempts=attempts, hold=hold, withheld=withheld), tuple(facts)
+    return replace(work, attempts=attempts, hold=hold, withheld=withheld, load_ended=load_ended), tuple(facts)
 
 
 def _hold(hold: Hold | None, failure: Failure, backoff: BackoffConfig, clock: Clock) -> Hold | None:
@@ -183,4 +185,6 @@ def _succeeded(name: str, path: str, attempt: Attempt) -> Fact:
         path=path,
         seconds=round(attempt.seconds, 3),
         previous_errors=attempt.failures,
+        **({"unchecked": attempt.looked.unchecked} if attempt.looked.unchecked else {}),
+        **({"doubts": list(attempt.looked.doubts)} if attempt.looked.doubts else {}),
     )

@@ -21,10 +21,11 @@ def delay(failures: int, kind: FailureKind, backoff: BackoffConfig, jitter: floa
     pods that failed together do not return together and none returns at once. A load that the server refused for
     what the adapter is waits `parked`.
     """
-    step = backoff.parked if kind is FailureKind.ADAPTER else _doubled(failures, backoff)
+    step = backoff.parked if kind is FailureKind.ADAPTER else doubled(failures, backoff)
     return step / 2 + step / 2 * jitter
 
 
-def _doubled(failures: int, backoff: BackoffConfig) -> float:
+def doubled(failures: int, backoff: BackoffConfig) -> float:
+    """Seconds of the step after the `failures`-th failure in a row (from 1), without jitter."""
     doublings = min(max(failures, 1) - 1, _DOUBLINGS)
     return float(min(backoff.max, backoff.initial * 2**doublings))

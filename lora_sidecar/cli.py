@@ -1,11 +1,11 @@
 """The command line: to run, to check a config, to ask a running sidecar, to look at a checkpoint, to show a demo.
 
-The trap guarded against is a check that needs what it checks: `check` and `checkpoint` touch no server, no lock and no
-port, and the daemon is imported only to be run.
+The trap guarded against is a check that disturbs what it checks: `check` and `checkpoint` take no lock and no port and
+load nothing, and the daemon is imported only to be run.
 
 Exit codes: 0 done, or stopped by a signal; 1 refused by the sidecar or the server, or not alive; 64 usage; 65 a
-checkpoint that does not verify; 69 no sidecar answers; 70 a bug; 75 the lock is held; 77 the token is missing or wrong;
-78 bad config.
+checkpoint that does not verify; 69 no sidecar answers, or `check` found something to mend; 70 a bug; 75 the lock is
+held; 77 the token is missing or wrong; 78 bad config.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from lora_sidecar.reload import read
 NOT_ALIVE: Final = 1
 USAGE: Final = 64
 BAD_DATA: Final = 65
+NOT_READY: Final = 69
 BAD_CONFIG: Final = 78
 DEFAULT_CONFIG: Final = "/etc/lora-sidecar/sidecar.yaml"
 
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         case "run":
             return _run(options.config)
         case "check":
-            return _check(options.config)
+            return _check(options.config, config_only=options.config_only)
         case "status" | "adapters" | "pause" | "resume":
             return _ask(options)
         case "schema":
@@ -68,8 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
     run = commands.add_parser("run", help="guard the servers of a config until a signal")
     run.add_argument("--config", default=DEFAULT_CONFIG, help="the YAML file (default: %(default)s)")
-    check = commands.add_parser("check", help="say everything that is wrong with a config, without starting")
+    check = commands.add_parser("check", help="say everything that is wrong with a set-up, and what would be done")
     check.add_argument("--config", default=DEFAULT_CONFIG, help="the YAML file (default: %(default)s)")
+    check.add_argument("--config-only", action="store_true", help="look at the file alone, at no server and no folder")
     _add_questions(commands)
     commands.add_parser("schema", help="print the JSON Schema of the config")
     checkpoint = commands.add_parser("checkpoint", help="look at a checkpoint file")
@@ -158,7 +160,7 @@ def _leave(_: int, __: FrameType | None) -> None:
     os._exit(0)
 
 
-def _check(path: str) -> int:
+def _check(path: str, *, config_only: bool) -> int:
     try:
         config = parse(read(path), path)
     except ConfigError as error:
@@ -169,8 +171,17 @@ def _check(path: str) -> int:
     for adapter in config.adapters:
         required = ", required" if adapter.required else ""
         print(f"{path}: keeps {adapter.name} from {adapter.path} (priority {adapter.priority}{required})")
-    print(f"{path}: ok")
-    return 0
+    if config_only:
+        print(f"{path}: ok")
+        return 0
+    from lora_sidecar.checkup import examine  # noqa: PLC0415 - only this command needs it
+
+    found = examine(config)
+    problems = [one for one in found if one.problem]
+    for one in found:
+        print(f"problem: {one.text}" if one.problem else one.text, file=sys.stderr if one.problem else sys.stdout)
+    print(f"{path}: {len(problems)} problems" if problems else f"{path}: ok")
+    return NOT_READY if problems else 0
 
 
 def _print_problems(error: ConfigError) -> None:
@@ -214,6 +225,9 @@ def _show(checkpoint: Checkpoint) -> None:
     for name, adapter in sorted(desired.adapters.items()):
         listed = "listed" if name in desired.listed else "not listed"
         print(f"{name!s:{width}}  {adapter.origin.value:9}  {listed:10}  {adapter.path}")
+    for name, suspect in sorted(desired.suspects.items()):
+        accused = ", and its last load broke off" if suspect.accused else ""
+        print(f"{name!s:{width}}  suspected  the server died {suspect.deaths} x while it was loaded{accused}")
     for name, path in sorted(desired.released.items()):
         print(f"{name!s:{width}}  released   until it is unloaded  {path}")
 

@@ -23,7 +23,7 @@ from typing import Any, Literal, NoReturn
 import msgspec
 from msgspec import Struct
 
-from lora_sidecar.model import Adapter, Desired, Incarnation, Origin, Paused, Withdrawn
+from lora_sidecar.model import Adapter, Desired, Incarnation, Origin, Paused, Suspect, Withdrawn
 
 Format = Literal["json", "yaml"]
 
@@ -106,6 +106,14 @@ class _PausedV1(Struct, frozen=True, forbid_unknown_fields=True):
     reason: str
 
 
+class _SuspectV1(Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    path: str
+    deaths: int
+    accused: bool
+    files: str
+
+
 class _CheckpointV1(Struct, frozen=True, forbid_unknown_fields=True):
     version: int
     generation: int
@@ -116,6 +124,7 @@ class _CheckpointV1(Struct, frozen=True, forbid_unknown_fields=True):
     released: list[_ReleasedV1]
     withdrawn: list[_WithdrawnV1] = []
     paused: _PausedV1 | None = None
+    suspects: list[_SuspectV1] = []
 
 
 def encode(checkpoint: Checkpoint, format: Format) -> bytes:  # noqa: A002 - the config's own word
@@ -184,6 +193,11 @@ def _fields(checkpoint: Checkpoint) -> _Tree:
         ]
     if desired.paused is not None:
         fields["paused"] = {"reason": desired.paused.reason}
+    if desired.suspects:
+        fields["suspects"] = [
+            {"name": name, "path": one.path, "deaths": one.deaths, "accused": one.accused, "files": one.files}
+            for name, one in sorted(desired.suspects.items())
+        ]
     return fields
 
 
@@ -334,6 +348,7 @@ def _checkpoint(stored: _CheckpointV1) -> Checkpoint:
         ("listed", stored.listed),
         ("released", [released.name for released in stored.released]),
         ("withdrawn", [withdrawn.name for withdrawn in stored.withdrawn]),
+        ("suspects", [suspect.name for suspect in stored.suspects]),
     ):
         if (name := _repeated(names)) is not None:
             raise ValueError(f"{field} holds {name!r} twice")
@@ -343,6 +358,8 @@ def _checkpoint(stored: _CheckpointV1) -> Checkpoint:
     for field, number in (("generation", stored.generation), ("incarnation number", stored.incarnation.number)):
         if number < 0:
             raise ValueError(f"the {field} is negative")
+    if any(suspect.deaths < 0 for suspect in stored.suspects):
+        raise ValueError("the deaths of a suspect are negative")
     if stored.incarnation.start_time is not None and not math.isfinite(stored.incarnation.start_time):
         raise ValueError("the start time is not finite")
     return Checkpoint(
@@ -358,6 +375,7 @@ def _checkpoint(stored: _CheckpointV1) -> Checkpoint:
                 for one in stored.withdrawn
             },
             paused=None if stored.paused is None else Paused(stored.paused.reason),
+            suspects={s.name: Suspect(s.path, s.deaths, s.accused, s.files) for s in stored.suspects},
         ),
     )
 

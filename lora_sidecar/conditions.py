@@ -6,11 +6,12 @@ nowhere. A condition is computed and never stored, so it clears by itself; only 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from lora_sidecar.events import Event, Fact, info, legible, shown, warning
 from lora_sidecar.model import Adapter, FailureKind, Observed, Origin, Wakefulness, Withheld
-from lora_sidecar.work import Attempt, Condition, ConditionType, Drift, Hold, Work
+from lora_sidecar.pacing import WINDOW, flapping
+from lora_sidecar.work import Attempt, Bar, Barred, Condition, ConditionType, Drift, Hold, Work
 
 _HINTS: Mapping[ConditionType, str] = {
     ConditionType.RUNTIME_LOADING_DISABLED: "start vLLM with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True",
@@ -19,8 +20,21 @@ _HINTS: Mapping[ConditionType, str] = {
     ConditionType.BASE_MODEL_CHANGED: "load them again under this base model, or serve the former one",
     ConditionType.ADAPTER_NAME_TAKEN: "give the adapter another name: a request for this one gets the base model",
     ConditionType.ADAPTER_FAILING: "the reason is the server's own; mend the files or the server's flags",
+    ConditionType.ADAPTER_FILES_MISSING: (
+        "once the engine has evicted such an adapter, the next request for it kills the server: put the files back, or "
+        "unload it"
+    ),
+    ConditionType.CAPACITY_EXCEEDED: "raise the server's limit of loaded adapters, or want fewer",
+    ConditionType.ADAPTER_QUARANTINED: "remove or mend the adapter; changed files or another path end the quarantine",
+    ConditionType.SERVER_FLAPPING: "find out why the server dies; meanwhile one adapter is loaded a heartbeat",
     ConditionType.ADAPTER_PATH_DIFFERS: "unload the adapter to have it restored from the configured path",
     ConditionType.ADOPTION_REFUSED: "they will not come back after a restart; widen policy.adopt or declare them",
+}
+
+_BARS: Mapping[Bar, ConditionType] = {
+    Bar.QUARANTINED: ConditionType.ADAPTER_QUARANTINED,
+    Bar.FILES_GONE: ConditionType.ADAPTER_FILES_MISSING,
+    Bar.CAPACITY: ConditionType.CAPACITY_EXCEEDED,
 }
 
 
@@ -41,7 +55,9 @@ def conditions_of(
         *_loading(seen, work.hold),
         *_wakefulness(work.withheld),
         *_blocked(blocked, {base.id for base in seen.bases}),
+        *_flapping(work.lives),
         *_failing(work.attempts, missing),
+        *_barred(work.barred, work.spoilt),
         *_differing(work.drift, desired),
     ]
     if refused:
@@ -86,6 +102,22 @@ def _failing(attempts: Mapping[str, Attempt], missing: Mapping[str, Adapter]) ->
     }
     if failing:
         yield _condition(ConditionType.ADAPTER_FAILING, _listing(failing))
+
+
+def _flapping(lives: Sequence[float]) -> Iterable[Condition]:
+    if flapping(lives):
+        message = f"{len(lives)} lives of the server began within {WINDOW / 60:g} minutes"
+        yield _condition(ConditionType.SERVER_FLAPPING, message)
+
+
+def _barred(barred: Mapping[str, Barred], spoilt: Mapping[str, str]) -> Iterable[Condition]:
+    by_kind: dict[ConditionType, dict[str, str]] = {}
+    if spoilt:
+        by_kind[ConditionType.ADAPTER_FILES_MISSING] = dict(spoilt)
+    for name, one in barred.items():
+        by_kind.setdefault(_BARS[one.bar], {})[name] = one.reason
+    for kind, reasons in by_kind.items():
+        yield _condition(kind, _listing(reasons))
 
 
 def _differing(drift: Drift, desired: Mapping[str, Adapter]) -> Iterable[Condition]:

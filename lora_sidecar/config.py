@@ -57,6 +57,17 @@ class ServerConfig(Struct, frozen=True):
     base_model: Annotated[
         str | None, Key("The served name of the base model, which must be listed; null: any.", Text())
     ] = None
+    max_lora_rank: Annotated[
+        int | None, Key("The server's --max-lora-rank; null: learned from its refusals.", Whole(1, 4096))
+    ] = None
+    max_cpu_loras: Annotated[
+        int | None,
+        Key("The server's --max-cpu-loras, if more adapters are wanted than it keeps in memory.", Whole(1, 100_000)),
+    ] = None
+    base_model_config: Annotated[
+        str | None,
+        Key("The base model's folder or config.json, to hold adapters' shapes against; null: not checked.", _PATH),
+    ] = None
     tls: Annotated[TlsConfig | None, Key("TLS settings of an https url; null: the system's.", restart=True)] = None
 
 
@@ -112,6 +123,10 @@ class PolicyConfig(Struct, frozen=True):
         Literal["forget", "restore"],
         Key("What to do when a learned adapter was unloaded on purpose; a declared one is always restored."),
     ] = "forget"
+    on_files_gone: Annotated[
+        Literal["warn", "unload"],
+        Key("What to do when the files of a listed adapter vanish: a request for it may then kill the server."),
+    ] = "warn"
 
 
 class HeartbeatConfig(Struct, frozen=True):
@@ -146,6 +161,10 @@ class BackoffConfig(Struct, frozen=True):
     reset_after: Annotated[
         float, Key("Failures are forgotten once the adapter was listed for so long.", Duration("1s", "24h"))
     ] = 600.0
+    quarantine: Annotated[
+        float,
+        Key("The wait after the server died twice while the adapter was loaded; it doubles.", Duration("1s", "24h")),
+    ] = 3600.0
 
 
 class RestoreConfig(Struct, frozen=True):
@@ -160,6 +179,20 @@ class RestoreConfig(Struct, frozen=True):
         ),
     ] = "auto"
     backoff: Annotated[BackoffConfig, Key("The wait before an adapter that failed is tried again.")] = BackoffConfig()
+
+
+class PreflightConfig(Struct, frozen=True):
+    """How an adapter's folder is looked at before the server is given it."""
+
+    enabled: Annotated[bool, Key("Look at the folders that can be seen from here before they are sent.")] = True
+    timeout: Annotated[float, Key("How long one read may take.", Duration("100ms", "5m"))] = 10.0
+    allow_pickle: Annotated[
+        bool, Key("Send a declared adapter whose weights are a pickle (.bin, .pt), too; learned ones always are.")
+    ] = False
+    roots: Annotated[
+        tuple[str, ...],
+        Key("Send only folders at or below these, symbolic links resolved; []: any.", Listing(100, item=_PATH)),
+    ] = ()
 
 
 class CheckpointConfig(Struct, frozen=True):
@@ -221,6 +254,9 @@ class Config(Struct, frozen=True):
     policy: Annotated[PolicyConfig, Key("What to do about adapters that others load and unload.")] = PolicyConfig()
     heartbeat: Annotated[HeartbeatConfig, Key("How often and how patiently a server is looked at.")] = HeartbeatConfig()
     restore: Annotated[RestoreConfig, Key("How missing adapters are loaded.")] = RestoreConfig()
+    preflight: Annotated[PreflightConfig, Key("How an adapter's folder is looked at before it is sent.")] = (
+        PreflightConfig()
+    )
     checkpoint: Annotated[CheckpointConfig, Key("Where the memory that survives restarts is kept.")] = (
         CheckpointConfig()
     )

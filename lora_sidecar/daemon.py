@@ -184,6 +184,7 @@ class _Daemon:
                 group.create_task(watch.run(), name="watch")
                 group.create_task(watch.restorer.run(), name="restore")
                 group.create_task(watch.unloader.run(), name="unload")
+                group.create_task(watch.survey.run(), name="survey")
 
     def _report(self, *facts: Fact) -> None:
         """Tell what happened to the process itself."""

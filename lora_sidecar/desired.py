@@ -53,7 +53,10 @@ def declare(desired: Desired, declared: Iterable[AdapterConfig]) -> tuple[Desire
         info(Event.ADAPTER_RELEASED, adapter=n, path=a.path, reason="removed from the config; it is not unloaded")
         for n, a in gone.items()
     ]
-    return replace(desired, adapters=adapters, released=released, withdrawn=withdrawn), tuple(facts)
+    # A mended config deserves a fresh start.
+    suspects = {n: s for n, s in desired.suspects.items() if adapters.get(n) == desired.adapters.get(n)}
+    changed = replace(desired, adapters=adapters, released=released, withdrawn=withdrawn, suspects=suspects)
+    return changed, tuple(facts)
 
 
 def _known(desired: Desired, name: str) -> Adapter | None:

@@ -69,6 +69,20 @@ class Paused(Struct, frozen=True):
     reason: str = ""
 
 
+class Suspect(Struct, frozen=True):
+    """An adapter whose load was under way when the server died, as far as that is known.
+
+    `deaths` counts the lives of the server that ended so, and `accused` is whether the last load from `path` broke off
+    and no listing has said yet if the server outlived it. `files` is the fingerprint of the files that were loaded,
+    empty where they cannot be seen.
+    """
+
+    path: str
+    deaths: int = 0
+    accused: bool = False
+    files: str = ""
+
+
 class Desired(Struct, frozen=True):
     """What should be loaded, with the evidence that tells a restart from a deliberate unload; all of it is durable.
 
@@ -76,7 +90,8 @@ class Desired(Struct, frozen=True):
     on purpose, any other that is missing was lost. `released` maps the names that are still loaded but no longer wanted
     (removed from the config) to their paths: they are not adopted again until they have left the listing.
     `withdrawn` has the names that were unloaded through the control port; none of them is in `adapters`. `paused` is
-    not None while an operator wants the server observed only.
+    not None while an operator wants the server observed only. `suspects` are those of `adapters` that may have
+    killed the server.
     """
 
     adapters: Mapping[str, Adapter]
@@ -85,6 +100,7 @@ class Desired(Struct, frozen=True):
     released: Mapping[str, str] = {}
     withdrawn: Mapping[str, Withdrawn] = {}
     paused: Paused | None = None
+    suspects: Mapping[str, Suspect] = {}
 
 
 class BaseModel(Struct, frozen=True):
@@ -217,6 +233,44 @@ class Withheld(Struct, frozen=True):
 Result = Accepted | Failure | Withheld
 
 
+class Looked(Struct, frozen=True):
+    """What a look at an adapter's files before its load came to.
+
+    `files` is their fingerprint, empty where they cannot be seen; `unchecked` is then why nothing can be said of them.
+    `doubts` are what some versions of the server would refuse.
+    """
+
+    files: str = ""
+    unchecked: str = ""
+    doubts: tuple[str, ...] = ()
+
+
+class Sight(StrEnum):
+    """What a look at the files of an adapter found."""
+
+    PRESENT = "present"
+    GONE = "gone"
+    """They are not there, and the volume is."""
+    SPOILT = "spoilt"
+    """They are there and could not be loaded."""
+    UNSEEN = "unseen"
+    """Nothing can be said: not mounted here, no permission, a hub id, or never seen whole."""
+
+
+class Files(Struct, frozen=True):
+    """What is known of the files at one path.
+
+    `looks` counts the looks in a row at which they were gone or spoilt. `seen_before` is whether this process saw them
+    whole on a device that is still there. `why` is what is wrong with spoilt ones.
+    """
+
+    sight: Sight
+    fingerprint: str = ""
+    looks: int = 1
+    seen_before: bool = False
+    why: str = ""
+
+
 class Outcome(Struct, frozen=True):
     """How one load of a plan went; `at` is when it ended, `seconds` how long it took."""
 
@@ -225,6 +279,7 @@ class Outcome(Struct, frozen=True):
     result: Result
     at: float
     seconds: float
+    looked: Looked = Looked()
 
 
 class Unloaded(Struct, frozen=True):

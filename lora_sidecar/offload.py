@@ -59,13 +59,18 @@ class Offloader:
         self._name = name
         self._under_way: asyncio.Future[object] | None = None
 
+    @property
+    def busy(self) -> bool:
+        """Whether a call is under way, or stuck."""
+        return self._under_way is not None and not self._under_way.done()
+
     async def run(self, function: Callable[[], T], deadline: float) -> T:
         """Call `function` in a thread and wait at most `deadline` seconds.
 
         Raises `TimeoutError` if it takes longer, or at once if an earlier call is still stuck or no thread is to be
         had; and what it raises. The call itself goes on to its end.
         """
-        if self._under_way is not None and not self._under_way.done():
+        if self.busy:
             raise TimeoutError("an earlier call has not come back yet")
         call = _Call(function)
         try:

@@ -19,18 +19,25 @@ from msgspec.structs import replace
 from lora_sidecar import outage
 from lora_sidecar.aliases import learn
 from lora_sidecar.attempts import Clock, absorb, settle, undecided
+from lora_sidecar.capacity import urgency
 from lora_sidecar.conditions import conditions_of, transitions
 from lora_sidecar.config import AdoptConfig, BackoffConfig, Config, HeartbeatConfig
 from lora_sidecar.desired import adopt, forget, is_listed_path, same_base, same_path
 from lora_sidecar.events import Event, Fact, info, legible, shown, warning
 from lora_sidecar.eviction import crowding, evicted, registered
+from lora_sidecar.files import pardon_changed
+from lora_sidecar.guard import defuse, enter_life, hold_back, in_turn, judge_suspects, notice_limit
 from lora_sidecar.lineage import Evidence, Judgement, judge
 from lora_sidecar.model import Adapter, BaseModel, Desired, Observation, Observed, Origin, Outcome, Unknown, Unloaded
+from lora_sidecar.suspects import accuse
 from lora_sidecar.unloads import absorb_unloads, due_unloads, settle_unloads
-from lora_sidecar.work import Attempt, Drift, Plan, Verdict, Work
+from lora_sidecar.work import Around, Attempt, Drift, Phase, Plan, Verdict, Work
 
 _SIGHTINGS = 2
 """Listings in a row that an adapter must be missing from before that is taken for deliberate."""
+
+
+_NOTHING_AROUND = Around()
 
 
 class Policy(Struct, frozen=True):
@@ -40,12 +47,16 @@ class Policy(Struct, frozen=True):
     forget_unloaded: bool
     backoff: BackoffConfig
     heartbeat: HeartbeatConfig
+    unload_gone: bool = False
+    capacity: int | None = None
 
     @staticmethod
-    def of(config: Config) -> Policy:
-        """The policy that a config asks for."""
+    def of(config: Config, server: str = "") -> Policy:
+        """The policy that a config asks for, for the server of that name."""
+        capacity = next((one.max_cpu_loras for one in config.servers if one.name == server), None)
         forgets = config.policy.on_external_unload == "forget"
-        return Policy(config.policy.adopt, forgets, config.restore.backoff, config.heartbeat)
+        gone = config.policy.on_files_gone == "unload"
+        return Policy(config.policy.adopt, forgets, config.restore.backoff, config.heartbeat, gone, capacity)
 
 
 def reconcile(
@@ -57,12 +68,14 @@ def reconcile(
     outcomes: Iterable[Outcome],
     clock: Clock,
     unloaded: Iterable[Unloaded] = (),
+    around: Around = _NOTHING_AROUND,
 ) -> Plan:
     """The plan that follows from one observation.
 
     `outcomes` and `unloaded` are those of the loads and unloads that ended since the last reconcile. In the plan,
     `desired` is the very object passed in if nothing durable changed.
     """
+    outcomes = tuple(outcomes)
     server, noticed = outage.advance(work.server, seen, policy.heartbeat)
     work, failures = absorb(work, outcomes, seen, desired.incarnation.number, policy.backoff, clock)
     work, untold = absorb_unloads(work, unloaded, desired.incarnation.number, policy.backoff, clock)
@@ -70,22 +83,26 @@ def reconcile(
     match seen:
         case Unknown():
             recovery = outage.begin(work.recovery, work.server, server, seen)
+            desired = accuse(desired, outcomes, around.under_way if server.phase is Phase.DOWN else ())
             work = replace(work, server=server, recovery=recovery)
             return Plan(desired, work, Verdict.UNKNOWN, observed_at=seen.at, facts=noticed + failures)
-        case Observed() if _is_steady(desired, seen, work):
+        case Observed() if _is_steady(desired, seen, work, around):
             work = replace(work, server=server, last=seen)
             return Plan(desired, work, Verdict.STEADY, observed_at=seen.at, facts=noticed)
         case Observed():
-            plan = _plan(desired, seen, replace(work, server=server), policy, judge(desired, work, seen), clock)
+            judgement = judge(desired, work, seen)
+            desired = accuse(desired, outcomes, around.under_way if judgement.restarted else ())
+            plan = _plan(desired, seen, replace(work, server=server), policy, judgement, clock, around)
             return replace(plan, facts=noticed + failures + plan.facts)
         case _:
             assert_never(seen)
 
 
-def _is_steady(desired: Desired, seen: Observed, work: Work) -> bool:
+def _is_steady(desired: Desired, seen: Observed, work: Work, around: Around) -> bool:
     """Whether this heartbeat is like the last one, which came to nothing: the ordinary case, whatever the number.
 
-    The client returns the very collections of the last listing if it says the same, so this costs nothing.
+    The client returns the very collections of the last listing if it says the same, and the survey the very looks at
+    files, so this costs nothing.
     """
     last = work.last
     return (
@@ -95,6 +112,7 @@ def _is_steady(desired: Desired, seen: Observed, work: Work) -> bool:
         and work.hold is None
         and work.withheld is None
         and work.recovery is None
+        and work.files is around.files
         and not work.server.interrupted
         and seen.adapters is last.adapters
         and seen.bases is last.bases
@@ -103,45 +121,64 @@ def _is_steady(desired: Desired, seen: Observed, work: Work) -> bool:
     )
 
 
-def _plan(desired: Desired, seen: Observed, work: Work, policy: Policy, judgement: Judgement, clock: Clock) -> Plan:
-    listed = {card.name: card.path for card in seen.adapters}
+def _plan(
+    desired: Desired,
+    seen: Observed,
+    work: Work,
+    policy: Policy,
+    judgement: Judgement,
+    clock: Clock,
+    around: Around,
+) -> Plan:
+    listed, files = {card.name: card.path for card in seen.adapters}, around.files
     last = work.last
-    if judgement.restarted:
-        work = replace(work, missed={}, attempts={}, hold=None, withheld=None, restoring=False)
-        work = replace(work, unloads={}, evicted=frozenset())
+    assumed = judgement.evidence is Evidence.OUTAGE and all(name in listed for name in desired.adapters)
+    work = enter_life(work, clock.now, restarted=judgement.restarted, assumed=assumed)
 
     desired, restarted = _enter(desired, judgement, seen, listed, watched=last is not None)
     desired = learn(desired, work.attempts, seen)
     desired, unloads, told = settle_unloads(desired, work.unloads, listed, seen.at, restarted=judgement.restarted)
+    desired, work, convicted = judge_suspects(
+        desired, work, listed, files, policy.backoff, clock.now, restarted=judgement.restarted
+    )
     desired, refused, adopted = adopt(desired, seen.adapters, seen.bases, policy.adopt)
     desired = _remember_listed(desired, listed)
     desired = registered(desired, work, seen, listed)
     out = evicted(desired, work, seen, listed)
     held = listed | {name: desired.adapters[name].path for name in out}
+    work = notice_limit(desired, work, held, restarted=judgement.restarted)
     desired, missed, missing, forgotten = _tell_unloaded_from_lost(desired, work.missed, held, policy, judgement)
     if not missing:
         work = replace(work, hold=None, withheld=None)
     blocked = _blocked(missing, seen.bases)
     attempts, settled = settle(work.attempts, held, desired.adapters, seen.at, policy.backoff, clock)
+    attempts = pardon_changed(attempts, desired.adapters, files, policy.backoff)
+    unload_gone = policy.unload_gone and desired.paused is None
+    work = hold_back(desired, work, missing, listed, files, policy.backoff, clock.now, unload_gone=unload_gone)
+    desired, bombs, defused = defuse(desired, listed, files) if unload_gone else (desired, (), ())
     drift, drifted = _drift(work.drift, desired, listed, missing, refused)
 
     lost = frozenset(missing)
     recovery = outage.resume(work.recovery, judgement, last, lost, seen.at)
-    recovery, concluded = outage.conclude(recovery, desired, attempts, lost, blocked, seen.at)
+    withheld = blocked | {name: one.reason for name, one in work.barred.items()}
+    recovery, concluded = outage.conclude(recovery, desired, attempts, lost, withheld, seen.at)
     work = replace(work, last=seen, missed=missed, attempts=attempts, drift=drift, recovery=recovery)
     work = replace(work, unloads=unloads, evicted=out)
     conditions = conditions_of(work, seen, desired.adapters, missing, blocked, refused)
     changed = transitions(work.conditions, conditions)
     work = replace(work, conditions=conditions)
 
-    restores, wake_at = _due(missing, blocked, work, seen, clock.now)
+    due, wake_at = _due(missing, withheld, work, seen, clock.now)
+    restores, later = in_turn(due, desired, work, policy.capacity, policy.heartbeat.interval, clock.now)
     unloadable, retry_at = due_unloads(desired, unloads, seen.at, clock.now)
-    wake_at = min((at for at in (wake_at, retry_at) if at is not None), default=None)
+    unloadable = (*unloadable, *bombs)
+    wake_at = min((at for at in (wake_at, later, retry_at) if at is not None), default=None)
     if desired.paused is not None:
         restores, unloadable, wake_at = (), (), None
     started = _started(restores, judgement) if restores and not work.restoring else ()
     restoring = bool(missing) and (bool(restores) or work.restoring)
-    calm = not (missing or missed or any(one.pending for one in desired.withdrawn.values()))
+    pending = any(one.pending for one in desired.withdrawn.values())
+    calm = not (missing or missed or pending or work.probation or work.lives or work.spoilt)
     work = replace(work, restoring=restoring, steady=desired if calm else None)
     return Plan(
         desired=desired,
@@ -151,7 +188,19 @@ def _plan(desired: Desired, seen: Observed, work: Work, policy: Policy, judgemen
         unloads=unloadable,
         observed_at=seen.at,
         wake_at=wake_at,
-        facts=(*restarted, *told, *adopted, *forgotten, *drifted, *settled, *changed, *started, *concluded),
+        facts=(
+            *restarted,
+            *convicted,
+            *defused,
+            *told,
+            *adopted,
+            *forgotten,
+            *drifted,
+            *settled,
+            *changed,
+            *started,
+            *concluded,
+        ),
     )
 
 
@@ -275,7 +324,7 @@ def _due(
         else:
             due.append(adapter)
     # Where not all are kept, those loaded last stay: the most urgent ones.
-    return tuple(sorted(due, key=_urgency, reverse=crowding(seen, len(wanted)))), wake_at
+    return tuple(sorted(due, key=urgency, reverse=crowding(seen, len(wanted)))), wake_at
 
 
 def _started(restores: tuple[Adapter, ...], judgement: Judgement) -> tuple[Fact, ...]:
@@ -292,10 +341,6 @@ def _started(restores: tuple[Adapter, ...], judgement: Judgement) -> tuple[Fact,
 
 
 _UNTRIED = Attempt()
-
-
-def _urgency(adapter: Adapter) -> tuple[int, bool, str]:
-    return -adapter.priority, not adapter.required, adapter.name
 
 
 def _verdict(missing: Mapping[str, Adapter], restores: tuple[Adapter, ...]) -> Verdict:

@@ -17,6 +17,7 @@ from typing import Final, Literal, assert_never
 
 from lora_sidecar.engines import Engine
 from lora_sidecar.model import Accepted, Adapter, Failure, FailureKind, Outcome, Result, Withheld
+from lora_sidecar.preflight import Inspection, Preflight
 from lora_sidecar.work import Plan
 
 _AT_ONCE: Final = 4
@@ -32,11 +33,21 @@ _THRIFT: Final = 20
 
 
 class Restorer:
-    """The loads of one server. `offer` and `drain` are for its watch, `run` is its task."""
+    """The loads of one server. `offer`, `drain`, `loading` and `in_flight` are for its watch, `run` is its task."""
 
-    def __init__(self, engine: Engine, now: Callable[[], float], finished: Callable[[], None]) -> None:
-        """`finished` is called when a round of loads has ended and only a new listing can say more."""
+    def __init__(
+        self,
+        engine: Engine,
+        now: Callable[[], float],
+        finished: Callable[[], None],
+        preflight: Preflight | None = None,
+    ) -> None:
+        """`finished` is called when a round of loads has ended and only a new listing can say more.
+
+        Without `preflight` every adapter is sent unread.
+        """
         self._engine = engine
+        self._preflight = preflight
         self._now = now
         self._finished = finished
         self._plan: Plan | None = None
@@ -45,6 +56,7 @@ class Restorer:
         self._outcomes: list[Outcome] = []
         self._ended_at: dict[str, float] = {}
         self._under_way: dict[tuple[str, int], asyncio.Timeout] = {}
+        self._sending: dict[tuple[str, int], Adapter] = {}
         self._accepted_in: int | None = None
         self._quiet_until = float("-inf")
         self._sent = False
@@ -71,6 +83,11 @@ class Restorer:
         """The outcomes since the last call."""
         outcomes, self._outcomes = tuple(self._outcomes), []
         return outcomes
+
+    @property
+    def in_flight(self) -> tuple[Adapter, ...]:
+        """The loads that were sent and that the server has not answered yet."""
+        return tuple(self._sending.values())
 
     async def run(self) -> None:
         """Carry out plans for ever."""
@@ -121,8 +138,8 @@ class Restorer:
             await asyncio.sleep(pause)
             oldest = self._now()
 
-    def _step(self) -> tuple[Adapter, int] | None:
-        """The next adapter to load, and the incarnation to load it into."""
+    def _step(self) -> tuple[Adapter, Plan] | None:
+        """The next adapter to load, and the plan that says so."""
         plan = self._plan
         if plan is None or plan.observed_at < self._round_ended_at:
             return None
@@ -133,21 +150,27 @@ class Restorer:
             if not under_way and self._ended_at.get(adapter.name, float("-inf")) <= plan.observed_at:
                 # From here on it counts as under way: its task may begin only after the next step.
                 self._under_way[adapter.name, plan.incarnation] = asyncio.timeout(None)
-                return adapter, plan.incarnation
+                return adapter, plan
         return None
 
-    async def _load(self, adapter: Adapter, incarnation: int) -> None:
+    async def _load(self, adapter: Adapter, plan: Plan) -> None:
+        incarnation = plan.incarnation
         began = self._now()
         result: Result
+        looked = Inspection()
         try:
             async with self._under_way[adapter.name, incarnation]:
-                result = await self._engine.load(adapter, incarnation)
+                if self._preflight is not None:
+                    looked = await self._preflight.inspect(adapter, incarnation)
+                    if not self._is_wanted(adapter, plan):
+                        return
+                result = looked.refusal or await self._send(adapter, incarnation)
         except TimeoutError:
             result = Failure(FailureKind.AMBIGUOUS, "abandoned: the server restarted")
         finally:
             del self._under_way[adapter.name, incarnation]
         ended = self._now()
-        self._outcomes.append(Outcome(adapter, incarnation, result, ended, ended - began))
+        self._outcomes.append(Outcome(adapter, incarnation, result, ended, ended - began, looked.looked))
         if incarnation == self._incarnation():
             self._ended_at[adapter.name] = ended
         if isinstance(result, Accepted):
@@ -155,6 +178,24 @@ class Restorer:
         self._sent = self._sent or not isinstance(result, Withheld)
         if _ends_round(result) and incarnation == self._incarnation():
             self._round_ended_at = ended
+
+    def _is_wanted(self, adapter: Adapter, plan: Plan) -> bool:
+        """Whether the newest plan still says so: while its files were read, the server may have gone."""
+        newest = self._plan
+        if newest is None or newest.incarnation != plan.incarnation or self._round_ended_at > newest.observed_at:
+            return False
+        return newest is plan or adapter in newest.restores
+
+    async def _send(self, adapter: Adapter, incarnation: int) -> Result:
+        # Noted here and not before: what kills a server is a load, and no reading of ours.
+        self._sending[adapter.name, incarnation] = adapter
+        try:
+            result = await self._engine.load(adapter, incarnation)
+        finally:
+            del self._sending[adapter.name, incarnation]
+        if self._preflight is not None:
+            self._preflight.learn(result, incarnation)
+        return result
 
     def _incarnation(self) -> int | None:
         return None if self._plan is None else self._plan.incarnation

@@ -19,7 +19,7 @@ from lora_sidecar.desired import is_listed_path
 from lora_sidecar.events import Fact
 from lora_sidecar.history import Entry, History, Recovered, Span, clipped
 from lora_sidecar.model import Adapter, Desired, FailureKind, Incarnation, Paused, Reason
-from lora_sidecar.work import Attempt, Condition, Phase, ServerState, Verdict, Work
+from lora_sidecar.work import Attempt, Bar, Condition, Phase, ServerState, Verdict, Work
 
 
 class AdapterState(StrEnum):
@@ -34,6 +34,8 @@ class AdapterState(StrEnum):
     """Not listed, and about to be restored or found to have been unloaded."""
     BACKOFF = "backoff"
     PARKED = "parked"
+    QUARANTINED = "quarantined"
+    """Not listed, and suspected of having killed the server."""
     HELD = "held"
     """Not listed, and nothing is loaded for a reason of the whole server."""
     UNKNOWN = "unknown"
@@ -118,18 +120,33 @@ def _state(
         return AdapterState.EVICTED, "the server made room, and loads it again by itself"
     if paused is not None:
         return AdapterState.HELD, f"paused: {paused.reason or 'no reason was given'}"
+    barred = work.barred.get(adapter.name)
+    if barred is not None:
+        return _BARS[barred.bar], clipped(barred.reason)
     attempt = work.attempts.get(adapter.name, Attempt())
     if attempt.failures and attempt.failure is not None:
         parked = attempt.failure.kind is FailureKind.ADAPTER
         return AdapterState.PARKED if parked else AdapterState.BACKOFF, attempt.failure.message
-    if work.hold is not None:
-        return AdapterState.HELD, work.hold.failure.message
-    if work.withheld is not None:
-        return AdapterState.HELD, work.withheld.detail
-    if work.last is not None and work.last.runtime_loading is False:
-        return AdapterState.HELD, "the server cannot load adapters at run time"
-    return AdapterState.MISSING, ""
+    held = _held(work)
+    return (AdapterState.HELD, held) if held else (AdapterState.MISSING, "")
 
+
+def _held(work: Work) -> str:
+    """Why nothing at all is loaded, empty if nothing stands in the way."""
+    if work.hold is not None:
+        return work.hold.failure.message
+    if work.withheld is not None:
+        return work.withheld.detail
+    if work.last is not None and work.last.runtime_loading is False:
+        return "the server cannot load adapters at run time"
+    return ""
+
+
+_BARS: Mapping[Bar, AdapterState] = {
+    Bar.QUARANTINED: AdapterState.QUARANTINED,
+    Bar.FILES_GONE: AdapterState.PARKED,
+    Bar.CAPACITY: AdapterState.PARKED,
+}
 
 _SERVED = frozenset({AdapterState.LISTED, AdapterState.REPLACED, AdapterState.EVICTED})
 
@@ -283,6 +300,8 @@ def _same_adapters(before: ServerStatus, after: ServerStatus) -> bool:
         or old.last.adapters is not new.last.adapters
         or old.last.runtime_loading is not new.last.runtime_loading
     ):
+        return False
+    if old.barred != new.barred:
         return False
     return old.attempts == new.attempts and old.hold == new.hold and old.withheld == new.withheld
 

@@ -20,24 +20,30 @@ from lora_sidecar.engines import Engine
 from lora_sidecar.events import Event, Fact, Level, warning
 from lora_sidecar.keeper import Keeper
 from lora_sidecar.model import Desired, Incarnation, Observation, Observed, Outcome, Unloaded
+from lora_sidecar.offload import Offloader
 from lora_sidecar.outage import next_look
+from lora_sidecar.preflight import Preflight, Slots
 from lora_sidecar.reconcile import Policy, reconcile
 from lora_sidecar.restorer import Restorer
 from lora_sidecar.status import Board, ServerStatus
+from lora_sidecar.survey import Survey
 from lora_sidecar.unloader import Unloader
-from lora_sidecar.work import Condition, ConditionType, Plan, ServerState, Work
+from lora_sidecar.work import Around, Condition, ConditionType, Plan, ServerState, Work
 
 Report = Callable[..., None]
 """Takes facts, to be logged and counted."""
 
 
 class Clockwork:
-    """Where a watch gets the time and its jitter from: the loop's clock, and a source of chance in [0, 1)."""
+    """Where a watch gets the time, its jitter and its threads from: the loop's clock, and a chance in [0, 1)."""
 
-    def __init__(self, now: Callable[[], float], jitter: Callable[[], float]) -> None:
-        """Both are called at every heartbeat."""
+    def __init__(
+        self, now: Callable[[], float], jitter: Callable[[], float], new_slot: Callable[[str], Offloader] = Offloader
+    ) -> None:
+        """`now` and `jitter` are called at every heartbeat, `new_slot` for each thread that reads adapters' files."""
         self.now = now
         self.jitter = jitter
+        self.new_slot = new_slot
 
 
 class Watch:
@@ -58,7 +64,10 @@ class Watch:
         self._desired = Desired(adapters={}, incarnation=Incarnation(0))
         self._work = Work(server=ServerState(since=clock.now()))
         self._look = asyncio.Event()
-        self.restorer = Restorer(engine, clock.now, self.look)
+        self._preflight = Preflight(name, config, Slots(f"preflight-{name}", clock.new_slot))
+        self._surveyed: tuple[object, ...] = ()
+        self.survey = Survey(Slots(f"survey-{name}", clock.new_slot), self.look)
+        self.restorer = Restorer(engine, clock.now, self.look, self._preflight)
         self.unloader = Unloader(engine, clock.now, self.restorer.loading, self.look)
         self.desk = Desk(self.look)
         engine.alarm(self.look)
@@ -102,10 +111,11 @@ class Watch:
             self._desired,
             seen,
             self._work,
-            Policy.of(config),
+            Policy.of(config, self._name),
             outcomes=ended[0],
             unloaded=ended[1],
             clock=Clock(self._clock.now(), self._clock.jitter()),
+            around=Around(self.restorer.in_flight, self.survey.files),
         )
         self._work = plan.work
         self._report(*plan.facts)
@@ -113,6 +123,7 @@ class Watch:
         self._report(*facts)
         self.restorer.offer(plan)
         self.unloader.offer(plan)
+        self._want_files(plan, config)
         self._publish(plan, began, config)
         self.desk.answer(plan, seen, self._clock.now())
         return plan
@@ -128,12 +139,29 @@ class Watch:
         failed = self._keeper.condition
         return kept, "" if self._keeper.has(kept) or failed is None else failed.message
 
+    def _want_files(self, plan: Plan, config: Config) -> None:
+        """Have the files looked at: of what is missing or suspected each time, of what is loaded in turn."""
+        last = plan.work.last
+        if not config.preflight.enabled or last is None:
+            return
+        state = (plan.desired, last.adapters, config)
+        if all(one is other for one, other in zip(state, self._surveyed, strict=False)) and self._surveyed:
+            self.survey.want_again()
+            return
+        self._surveyed = state
+        adapters = plan.desired.adapters
+        listed = {card.name: card.path for card in last.adapters if card.name in adapters}
+        odd = [adapter.path for name, adapter in adapters.items() if name not in listed]
+        suspected = [suspect.path for suspect in plan.desired.suspects.values()]
+        self.survey.want((*odd, *suspected), tuple(listed.values()), config.preflight.timeout)
+
     def _apply_config(self) -> Config:
         """Take over a config that is new: what it declares is desired from this heartbeat on."""
         if self._config is not self._wanted:
             self._config = self._wanted
             self._engine.apply(self._config)
             self.restorer.concurrency = self._config.restore.concurrency
+            self._preflight.apply(self._config)
             before = self._desired
             self._desired, facts = declare(before, self._config.declared_on(self._name))
             self._work = replace(self._work, attempts=pardon(self._work.attempts, before, self._desired), steady=None)

@@ -12,7 +12,7 @@ from enum import StrEnum
 from msgspec import Struct
 
 from lora_sidecar.events import Fact
-from lora_sidecar.model import Adapter, Desired, Failure, Observed, Reason, Withheld
+from lora_sidecar.model import Adapter, Desired, Failure, Files, Looked, Observed, Reason, Withheld
 
 
 class Phase(StrEnum):
@@ -62,6 +62,41 @@ class Attempt(Struct, frozen=True):
     accepted: bool = False
     fresh: bool = False
     listed_since: float | None = None
+    looked: Looked = Looked()
+
+
+class Probation(Struct, frozen=True):
+    """What this process knows of one suspect: quarantined for how many deaths, `until` when, and listed since when."""
+
+    deaths: int = 0
+    until: float = 0.0
+    listed_since: float | None = None
+
+
+class Bar(StrEnum):
+    """Why a missing adapter is not loaded although nothing is wrong with the server."""
+
+    QUARANTINED = "quarantined"
+    FILES_GONE = "files_gone"
+    CAPACITY = "capacity"
+
+
+class Barred(Struct, frozen=True):
+    """A missing adapter that is not loaded, and why."""
+
+    bar: Bar
+    reason: str
+
+
+class Crowd(Struct, frozen=True):
+    """What was seen of an engine's limit in this life of the server.
+
+    `exchanges` counts the listings in which as many adapters had vanished as we had loaded. `fit` is how many it lists
+    at most, None while that is not known.
+    """
+
+    exchanges: int = 0
+    fit: int | None = None
 
 
 class Hold(Struct, frozen=True):
@@ -98,7 +133,11 @@ class ConditionType(StrEnum):
     ENGINE_STATE_UNKNOWN = "EngineStateUnknown"
     BASE_MODEL_CHANGED = "BaseModelChanged"
     ADAPTER_NAME_TAKEN = "AdapterNameTaken"
+    SERVER_FLAPPING = "ServerFlapping"
     ADAPTER_FAILING = "AdapterFailing"
+    CAPACITY_EXCEEDED = "CapacityExceeded"
+    ADAPTER_FILES_MISSING = "AdapterFilesMissing"
+    ADAPTER_QUARANTINED = "AdapterQuarantined"
     ADAPTER_PATH_DIFFERS = "AdapterPathDiffers"
     ADOPTION_REFUSED = "AdoptionRefused"
     PAUSED = "Paused"
@@ -138,7 +177,10 @@ class Work(Struct, frozen=True):
     adapters, what came of telling the server, in this incarnation. `steady` is the desired for which
     `last` leaves nothing to do, to wait for or to say, and will not as long as both and the policy are the same; None
     where another look may come to something else. `evicted` are the adapters that the server took
-    out of its listing by itself in this incarnation.
+    out of its listing by itself in this incarnation. `probation` has an entry for each suspect, `barred` for each
+    missing adapter that must not be loaded, `spoilt` for each listed one whose files are gone or bad. `lives` is when lives of
+    the server were lately seen to begin, `load_ended` when the last load ended, `files` the looks that were
+    considered, `crowd` what is known of how many adapters fit.
     """
 
     server: ServerState = ServerState()
@@ -154,6 +196,20 @@ class Work(Struct, frozen=True):
     steady: Desired | None = None
     unloads: Mapping[str, Attempt] = {}
     evicted: frozenset[str] = frozenset()
+    probation: Mapping[str, Probation] = {}
+    spoilt: Mapping[str, str] = {}
+    barred: Mapping[str, Barred] = {}
+    lives: tuple[float, ...] = ()
+    load_ended: float = float("-inf")
+    crowd: Crowd = Crowd()
+    files: Mapping[str, Files] = {}
+
+
+class Around(Struct, frozen=True):
+    """What is known besides an observation: the loads under way, and the last looks at files, by path."""
+
+    under_way: tuple[Adapter, ...] = ()
+    files: Mapping[str, Files] = {}
 
 
 class Verdict(StrEnum):

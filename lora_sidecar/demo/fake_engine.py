@@ -36,12 +36,13 @@ class FakeEngine:
 
     Each of `hung`, `asleep` and `load_delay` may be set at any time and holds from the next step on. `asleep` is the
     sleep level, None while awake; `load_delay` is in seconds. On a GPU (`gpu`) a load into a sleeping engine
-    destroys it: that load fails, and no completion is answered any more.
+    destroys it: that load fails, and no completion is answered any more. The engine dies of loading a path in `deadly`.
     """
 
     def __init__(self, *, max_rank: int, max_cpu_loras: int, enable_lora: bool, gpu: bool, check_files: bool) -> None:
         self.asleep: int | None = None
         self.load_delay = 0.0
+        self.deadly: frozenset[str] = frozenset()
         self.draining = False
         self.destroyed = False
         self._max_rank = max_rank
@@ -105,6 +106,9 @@ class FakeEngine:
                 raise LoadFailedError(_FRAME.format("LoRA is not enabled. Use --enable-lora to enable LoRA."))
             await asyncio.sleep(self.load_delay)
             await self._running.wait()
+            if path in self.deadly:
+                self.die()
+                await self._never.wait()
             if self._gpu and self.asleep:
                 self.destroyed = True
                 raise LoadFailedError("Call to add_lora method failed: CUDA error: invalid argument")

@@ -62,10 +62,13 @@ class Routes:
     when a request met the dead engine.
     """
 
-    def __init__(self, model: ServedModel, engine: FakeEngine, start_time: float) -> None:
+    def __init__(
+        self, model: ServedModel, engine: FakeEngine, start_time: float, max_listed: int | None = None
+    ) -> None:
         self.model = model
         self.engine = engine
         self.start_time = start_time
+        self.max_listed = max_listed
         self.registry = Registry()
         self.requests: list[Received] = []
         self.overrides: dict[tuple[str, str], tuple[Answer, int | None]] = {}
@@ -249,6 +252,8 @@ class Routes:
             except LoadFailedError as error:
                 return error_response(500, "InternalServerError", sanitized(str(error)))
             self.registry.adapters[name] = path
+            while self.max_listed is not None and len(self.registry.adapters) > self.max_listed:
+                del self.registry.adapters[next(iter(self.registry.adapters))]
             return web.Response(text=f"Success: LoRA adapter '{name}' added successfully.", content_type=_NO_TYPE)
 
     async def _unload(self, request: web.Request) -> web.Response:

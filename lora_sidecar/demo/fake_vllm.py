@@ -40,6 +40,7 @@ class FakeConfig(Struct, frozen=True, kw_only=True):
     `start_delay` is how long the port is bound and refuses, `load_delay` how long each load takes, in seconds.
     With `ssl_ca_certs` a client must show a certificate. `gpu` makes a load into a sleeping engine fatal.
     `rust` answers as the Rust frontend does, which takes local paths only below `allowed_path_prefixes`.
+    The engine dies of loading one of the paths in `deadly`. With `max_listed` the oldest adapters leave the listing.
     """
 
     host: str = "127.0.0.1"
@@ -57,6 +58,8 @@ class FakeConfig(Struct, frozen=True, kw_only=True):
     runtime_lora: bool = True
     dev_mode: bool = False
     gpu: bool = False
+    deadly: tuple[str, ...] = ()
+    max_listed: int | None = None
     check_files: bool = True
     start_delay: float = 0.0
     load_delay: float = 0.0
@@ -236,6 +239,7 @@ class FakeVllm:
             check_files=config.check_files,
         )
         engine.load_delay = config.load_delay
+        engine.deadly = frozenset(config.deadly)
         # Two lives within one step of the clock must still be told apart, as two real processes can be.
         self._previous_start = max(datetime.now(UTC).timestamp(), self._previous_start + _CLOCK_STEP)
         model = ServedModel(
@@ -248,7 +252,7 @@ class FakeVllm:
         )
         if config.rust:
             return RustRoutes(model, engine, self._previous_start, config.allowed_path_prefixes)
-        return Routes(model, engine, self._previous_start)
+        return Routes(model, engine, self._previous_start, config.max_listed)
 
     def _bind(self) -> socket.socket:
         uds = self.config.uds

@@ -42,6 +42,7 @@ STATES: Final = {
     AdapterState.MISSING.value: Mood.BUSY,
     AdapterState.BACKOFF.value: Mood.WARN,
     AdapterState.PARKED.value: Mood.BAD,
+    AdapterState.QUARANTINED.value: Mood.BAD,
     AdapterState.HELD.value: Mood.WARN,
     AdapterState.UNKNOWN.value: Mood.IDLE,
 }
@@ -91,7 +92,7 @@ def headline(shown: Document) -> Headline:
 def _of_adapters(shown: Document) -> Headline:
     counts = {state: sum(server.adapters[state.value] for server in shown.servers) for state in AdapterState}
     total = shown.adapters.total
-    failing = counts[AdapterState.PARKED] + counts[AdapterState.BACKOFF]
+    failing = sum(counts[state] for state in (AdapterState.PARKED, AdapterState.QUARANTINED, AdapterState.BACKOFF))
     if failing:
         cannot = "is" if failing == 1 else "are"
         return Headline(

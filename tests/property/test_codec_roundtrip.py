@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from lora_sidecar.codec import Checkpoint, Corrupt, Format, TooNew, decode, encode
-from lora_sidecar.model import Adapter, Desired, Incarnation, Origin, Paused, Withdrawn
+from lora_sidecar.model import Adapter, Desired, Incarnation, Origin, Paused, Suspect, Withdrawn
 from tests.support.checkpoints import sealed, sealed_tree
 
 # Whatever a JSON text can say: the two halves of one character side by side are that character, there as here.
@@ -52,6 +52,11 @@ def checkpoints(texts: st.SearchStrategy[str]) -> st.SearchStrategy[Checkpoint]:
                 max_size=3,
             ),
             paused=st.none() | st.builds(Paused, texts),
+            suspects=st.dictionaries(
+                texts,
+                st.builds(Suspect, path=texts, deaths=st.integers(min_value=0), accused=st.booleans(), files=texts),
+                max_size=3,
+            ),
         ),
     )
 
@@ -86,6 +91,7 @@ def test_order_in_memory_leaves_no_trace(checkpoint: Checkpoint, format_: Format
             released={name: desired.released[name] for name in released},
             withdrawn=dict(reversed(list(desired.withdrawn.items()))),
             paused=desired.paused,
+            suspects={name: desired.suspects[name] for name in sorted(desired.suspects, reverse=True)},
         ),
     )
 

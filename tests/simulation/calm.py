@@ -13,7 +13,9 @@ from unittest.mock import patch
 
 from lora_sidecar.engines import vllm
 from lora_sidecar.model import Origin
+from lora_sidecar.pacing import LIVES, WINDOW
 from lora_sidecar.status import unready
+from lora_sidecar.suspects import DEATHS, sentence_of
 from lora_sidecar.work import ConditionType, Phase, Verdict
 from tests.simulation import virtual_time
 from tests.simulation.fate import NAMES, ODD_NAMES, Fate, traits_of
@@ -48,9 +50,8 @@ class Calm:
             server.spawn(server.boot(1.0))
         world.start_sidecar()
         began = world.now
-        bound = self._bound()
         why = "trouble has only just ended"
-        while why and world.now - began < bound:
+        while why and world.now - began < self._bound():
             if not await world.let_pass(0.25):
                 return False
             why = self._unsettled()
@@ -60,13 +61,25 @@ class Calm:
         world.counts["settled seconds"] += round(world.now - began)
         return await self._stays_settled()
 
+    def _has_flapped(self) -> bool:
+        """Whether so many lives of the server began lately; one that tells no start time may only seem to have."""
+        world = self._world
+        births = [at for at, who, what in world.history if who == "server" and what.endswith("listens")]
+        return not world.traits.start.tells_start_time or sum(world.now - at < WINDOW for at in births) >= LIVES
+
     def _bound(self) -> float:
-        """Seconds within which everything must be back: the longest wait, one load under way, and all loads."""
+        """Seconds within which everything must be back: the longest wait, one load under way, and all loads.
+
+        Each load may have to wait for a heartbeat of its own, and a suspect for the end of its quarantine.
+        """
         world = self._world
         backoff = world.config.restore.backoff
         loads = (len(NAMES) + len(ODD_NAMES) + 2) * (world.traits.load_seconds + 1.0)
         waits = max(backoff.max, backoff.parked) + 300.0 + world.config.restore.timeout
-        return waits + 4 * loads + 30.0
+        paced = (len(NAMES) + len(ODD_NAMES) + 2) * world.config.heartbeat.interval
+        suspects = () if world.sidecar is None else world.sidecar.board.statuses()[0].desired.suspects.values()
+        quarantine = max((sentence_of(one.deaths, backoff) for one in suspects if one.deaths >= DEATHS), default=0.0)
+        return waits + 4 * loads + 2 * paced + 2 * quarantine + 30.0
 
     def _unsettled(self) -> str:
         """Why the world has not settled yet; empty if it has."""
@@ -112,6 +125,7 @@ class Calm:
             "honesty: ready, and a required adapter is not listed": bool(unready(status)) is False,
             "honesty: a condition without a cause": all(
                 c.type in (ConditionType.ADOPTION_REFUSED, ConditionType.ADAPTER_PATH_DIFFERS)
+                or (c.type is ConditionType.SERVER_FLAPPING and self._has_flapped())
                 for c in status.conditions
             ),
             "memory: unloaded on purpose, and still desired": not (

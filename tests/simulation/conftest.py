@@ -58,7 +58,7 @@ class Pod:
         self._settings = settings
         self.proxy: Forwarder | None = None
         self.url = ""
-        self.tls = ""
+        self.more = ""
         self._tasks: list[asyncio.Task[None]] = []
         self._engine: Engine | None = None
         self._keeper: Keeper | None = None
@@ -70,7 +70,7 @@ class Pod:
 
     def config(self) -> Config:
         """The config as its file would be read."""
-        server = f"{{name: vllm, url: '{self.url or self.server.url}'{self.tls}}}"
+        server = f"{{name: vllm, url: '{self.url or self.server.url}'{self.more}}}"
         text = f"servers: [{server}]\n{self._adapters}\n{self._settings}\n"
         return parse(text.encode(), "sidecar.yaml")
 
@@ -82,10 +82,10 @@ class Pod:
         self._engine = make(config.servers[0], config, loop.time, self._report)
         store = Store(str(self._folder), "vllm", "json")
         self._keeper = Keeper(store, config.checkpoint.timeout, loop.time, Inline("checkpoint"))
-        clock = Clockwork(loop.time, lambda: 1.0)
+        clock = Clockwork(loop.time, lambda: 1.0, Inline)
         self.watch = Watch("vllm", config, self._engine, self._keeper, self.board, self._report, clock)
         await self.watch.open()
-        parts = (self.watch.run, self.watch.restorer.run, self.watch.unloader.run)
+        parts = (self.watch.run, self.watch.restorer.run, self.watch.unloader.run, self.watch.survey.run)
         self._tasks = [asyncio.create_task(part()) for part in parts]
 
     async def die(self) -> None:
@@ -149,6 +149,7 @@ def make_pod(tmp_path: Path) -> PodMaker:
     """Makes running pods; takes the config's adapters and further settings as YAML, and how the server is started.
 
     `ca` is the file of its certificate's authority. With `patience` a proxy stands before it: see `Forwarder`.
+    `more` is further text of the server's section in the config.
     """
 
     @asynccontextmanager
@@ -158,11 +159,12 @@ def make_pod(tmp_path: Path) -> PodMaker:
         server: FakeConfig | None = None,
         ca: str | None = None,
         patience: float | Literal["no proxy"] | None = "no proxy",
+        more: str = "",
     ) -> AsyncIterator[Pod]:
         async with AsyncExitStack() as stack:
             fake = await stack.enter_async_context(FakeVllm(server or FakeConfig(check_files=False)))
             pod = Pod(fake, tmp_path, adapters, settings)
-            pod.tls = f", tls: {{ca_file: '{ca}'}}" if ca else ""
+            pod.more = more + (f", tls: {{ca_file: '{ca}'}}" if ca else "")
             if patience != "no proxy":
                 pod.proxy = await stack.enter_async_context(Forwarder(fake.port, patience))
                 pod.url = f"http://127.0.0.1:{pod.proxy.port}"

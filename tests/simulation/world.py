@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 from msgspec import Struct
 
@@ -20,6 +20,7 @@ from lora_sidecar.engines import vllm
 from lora_sidecar.events import Fact, Level
 from lora_sidecar.keeper import Keeper
 from lora_sidecar.model import Accepted, Adapter, Failure, Withheld
+from lora_sidecar.offload import Offloader
 from lora_sidecar.status import Board, ServerStatus, not_live
 from lora_sidecar.watch import Clockwork, Watch
 from lora_sidecar.work import Plan
@@ -27,6 +28,8 @@ from tests.simulation.network import Network
 from tests.simulation.oracle import Oracle, ViolationError
 from tests.simulation.server import Server, Shelf, Start
 from tests.simulation.volume import DiedError, LifeDisk, VirtualOffloader, Volume, WatchedStore
+
+T = TypeVar("T")
 
 _KUBELET = 1.0
 _HISTORY_SHOWN = 150
@@ -73,6 +76,15 @@ class _Vllm(vllm.Vllm):
         return result
 
 
+class _AtOnce(Offloader):
+    """Reads adapters' files where it is asked to: none of these adapters can be seen by the sidecar."""
+
+    async def run(self, function: Callable[[], T], deadline: float) -> T:
+        """Call the function at once."""
+        del deadline
+        return function()
+
+
 class Sidecar:
     """One life of the sidecar: its real parts, as the daemon puts them together."""
 
@@ -87,7 +99,7 @@ class Sidecar:
         self._engine = _Vllm(config.servers[0], config, now)
         self._engine.world = world
         self.board = _Board(world)
-        clock = Clockwork(now, world.chance.random)
+        clock = Clockwork(now, world.chance.random, _AtOnce)
         self.watch = Watch("vllm", config, self._engine, self._keeper, self.board, self._report, clock)
         offer = self.watch.restorer.offer
 
@@ -107,6 +119,7 @@ class Sidecar:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.watch.run())
             group.create_task(self.watch.restorer.run())
+            group.create_task(self.watch.survey.run())
 
     def _report(self, *facts: Fact) -> None:
         self.board.note("vllm", self._world.now, facts)
@@ -182,7 +195,7 @@ class World:
             f"servers: [{{name: vllm, url: 'http://127.0.0.1:8000'{base}}}]",
             f"heartbeat: {{interval: {traits.interval:g}s}}",
             f"restore: {{timeout: {traits.load_timeout:g}s, concurrency: {traits.concurrency},",
-            f"  backoff: {{parked: {traits.parked:g}s}}}}",
+            f"  backoff: {{parked: {traits.parked:g}s, quarantine: 60s}}}}",
             f"checkpoint: {{directory: /checkpoint, format: {traits.format}}}",
             f"policy: {{on_external_unload: {'forget' if traits.forgets else 'restore'}}}",
             "adapters:" + (" []" if not self.adapters else ""),

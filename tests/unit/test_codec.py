@@ -9,10 +9,11 @@ from typing import Any, get_args
 import msgspec
 import pytest
 import yaml
+from msgspec.structs import replace
 
 from lora_sidecar import codec
 from lora_sidecar.codec import MAX_BYTES, VERSION, Checkpoint, Corrupt, Format, TooNew, decode, encode
-from lora_sidecar.model import Adapter, Desired, Incarnation, Origin, Paused, Withdrawn
+from lora_sidecar.model import Adapter, Desired, Incarnation, Origin, Paused, Suspect, Withdrawn
 from tests.support.checkpoints import a_checkpoint, sealed, sealed_tree
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoint"
@@ -57,6 +58,12 @@ ADDED = Checkpoint(
         paused=Paused("disk is being moved"),
     ),
 )
+# The optional fields, in a file of their own: they are left out where there is nothing to say.
+SUSPECTS = {
+    "experts": Suspect("org/experts", 2, accused=True, files="5f3c"),
+    "two\nlines": Suspect("/a\\b"),
+}
+WITH_SUSPECTS = replace(EVERYTHING, desired=replace(EVERYTHING.desired, suspects=SUSPECTS))
 SMALL = a_checkpoint(2)
 PAYLOAD: dict[str, Any] = {
     "version": 1,
@@ -107,6 +114,15 @@ def test_path_that_a_server_made_of_another_is_in_a_golden_file_of_its_own(forma
     assert encode(WITH_LINK, format_) == data
 
 
+@pytest.mark.parametrize("format_", FORMATS)
+def test_suspects_are_in_a_golden_file_of_their_own(format_: Format) -> None:
+    """The optional field is written and read as its golden file has it."""
+    data = (GOLDEN / f"v1-suspects.{format_}").read_bytes()
+
+    assert decode(data) == WITH_SUSPECTS
+    assert encode(WITH_SUSPECTS, format_) == data
+
+
 def test_every_old_version_has_a_migration() -> None:
     """No version that was ever released is left without a way to the newest."""
     assert set(codec._MIGRATIONS) == set(range(1, VERSION))
@@ -131,13 +147,14 @@ def test_old_version_passes_through_each_migration(monkeypatch: pytest.MonkeyPat
 
 def test_every_field_of_the_model_is_in_the_file() -> None:
     """A field added to the model cannot be left out of the file unnoticed."""
-    tree = json.loads(encode(EVERYTHING, "json")) | json.loads(encode(ADDED, "json"))
+    tree = json.loads(encode(WITH_SUSPECTS, "json")) | json.loads(encode(ADDED, "json"))
 
     (link,) = json.loads(encode(WITH_LINK, "json"))["adapters"]
     assert set(link) == {field.name for field in msgspec.structs.fields(Adapter)}
     assert set(tree["withdrawn"][1]["declared"]) == {field.name for field in msgspec.structs.fields(Adapter)}
     assert set(tree["withdrawn"][1]) == {"name"} | {field.name for field in msgspec.structs.fields(Withdrawn)}
     assert set(tree["incarnation"]) == {field.name for field in msgspec.structs.fields(Incarnation)}
+    assert set(tree["suspects"][0]) == {"name"} | {field.name for field in msgspec.structs.fields(Suspect)}
     assert {field.name for field in msgspec.structs.fields(Desired)} <= set(tree)
 
 

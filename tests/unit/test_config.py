@@ -22,6 +22,7 @@ from lora_sidecar.config import (
     LogConfig,
     OpsConfig,
     PolicyConfig,
+    PreflightConfig,
     RestoreConfig,
     ServerConfig,
     TlsConfig,
@@ -108,11 +109,11 @@ def test_every_commented_bound_is_the_bound_in_force() -> None:
     text = (SHIPPED / "sidecar.yaml").read_text()
     stated = [
         found
-        for key in ("heartbeat", "restore", "checkpoint")
+        for key in ("heartbeat", "restore", "preflight", "checkpoint")
         for found in re.findall(r"From (\S+) to (\S+)\.", str(json_schema()["properties"][key]))
     ]
 
-    assert len(stated) == 11
+    assert len(stated) == 13
     for low, high in stated:
         assert re.search(rf"\b({low}|initial) to ({high}|interval)\b", text), (low, high)
 
@@ -125,17 +126,20 @@ def test_defaults_are_the_published_numbers() -> None:
         servers=(ServerConfig(name="a", url="http://h", engine="auto", api_key_file=None, base_model=None, tls=None),),
         adapters=(),
         policy=PolicyConfig(
-            adopt=AdoptConfig(enabled=True, max=1000, roots=(), names=None), on_external_unload="forget"
+            adopt=AdoptConfig(enabled=True, max=1000, roots=(), names=None),
+            on_external_unload="forget",
+            on_files_gone="warn",
         ),
         heartbeat=HeartbeatConfig(
             interval=5.0, probe_timeout=3.0, list_timeout=5.0, away_interval=0.1, down_after_timeouts=3, liveness=30.0
         ),
+        preflight=PreflightConfig(enabled=True, timeout=10.0, allow_pickle=False, roots=()),
         checkpoint=CheckpointConfig(directory="/var/lib/lora-sidecar", format="json", timeout=5.0),
         ops=OpsConfig(bind="0.0.0.0:9400"),
         log=LogConfig(level="info", format="auto"),
     )
     assert config.restore.timeout == 300.0
-    assert structs.astuple(config.restore.backoff) == (1.0, 60.0, 600.0, 600.0)
+    assert structs.astuple(config.restore.backoff) == (1.0, 60.0, 600.0, 600.0, 3600.0)
 
 
 def test_every_key_reaches_its_place() -> None:
@@ -143,17 +147,19 @@ def test_every_key_reaches_its_place() -> None:
     text = """
 servers:
 - {name: a-0, url: "HTTPS://H.Example:443/team/", engine: sglang, api_key_file: /k,
-   admin_api_key_file: /a, base_model: org/base,
+   admin_api_key_file: /a, base_model: org/base, max_lora_rank: 32, max_cpu_loras: 9, base_model_config: /base,
    tls: {ca_file: /ca, cert_file: /cert, key_file: /key}}
 - {name: b, url: unix:///run/vllm.sock}
 - {name: c, url: "http://[::1]:8001"}
 adapters:
 - {name: "007", path: /a/, required: true, priority: -3, is_3d_lora_weight: on, servers: [c, a-0]}
 - {name: "naïve 模型", path: org/name-1.0}
-policy: {adopt: {enabled: false, max: 7, roots: [/r/, /], names: "team-.*"}, on_external_unload: restore}
+policy: {adopt: {enabled: false, max: 7, roots: [/r/, /], names: "team-.*"}, on_external_unload: restore,
+         on_files_gone: unload}
 heartbeat: {interval: 1m30s, probe_timeout: 50ms, list_timeout: 0.5s, away_interval: 20ms, down_after_timeouts: 9,
             liveness: 1h}
-restore: {timeout: 2m, backoff: {initial: 2s, max: 3s, parked: 1h, reset_after: 24h}}
+restore: {timeout: 2m, backoff: {initial: 2s, max: 3s, parked: 1h, reset_after: 24h, quarantine: 2h}}
+preflight: {enabled: false, timeout: 7s, allow_pickle: true, roots: [/q/]}
 checkpoint: {directory: /c/, format: yaml, timeout: 4s}
 ops: {bind: "[::]:0"}
 log: {level: debug, format: pretty}
@@ -162,7 +168,8 @@ log: {level: debug, format: pretty}
 
     assert config.servers == (
         ServerConfig(
-            "a-0", "https://h.example/team", "sglang", "/k", "/a", "org/base", TlsConfig("/ca", "/cert", "/key")
+            *("a-0", "https://h.example/team", "sglang", "/k", "/a", "org/base"),
+            *(32, 9, "/base", TlsConfig("/ca", "/cert", "/key")),
         ),
         ServerConfig("b", "unix:///run/vllm.sock"),
         ServerConfig("c", "http://[::1]:8001"),
@@ -171,10 +178,11 @@ log: {level: debug, format: pretty}
         AdapterConfig("007", "/a/", required=True, priority=-3, is_3d_lora_weight=True, servers=("c", "a-0")),
         AdapterConfig("naïve 模型", "org/name-1.0"),
     )
-    assert config.policy == PolicyConfig(AdoptConfig(False, 7, ("/r", "/"), "team-.*"), "restore")  # noqa: FBT003
+    assert config.policy == PolicyConfig(AdoptConfig(False, 7, ("/r", "/"), "team-.*"), "restore", "unload")  # noqa: FBT003
     assert structs.astuple(config.heartbeat) == (90.0, 0.05, 0.5, 0.02, 9, 3600.0)
     assert config.restore.timeout == 120.0
-    assert structs.astuple(config.restore.backoff) == (2.0, 3.0, 3600.0, 86400.0)
+    assert structs.astuple(config.restore.backoff) == (2.0, 3.0, 3600.0, 86400.0, 7200.0)
+    assert config.preflight == PreflightConfig(False, 7.0, True, ("/q",))  # noqa: FBT003
     assert config.checkpoint == CheckpointConfig("/c", "yaml", 4.0)
     assert config.ops == OpsConfig("[::]:0")
     assert config.log == LogConfig("debug", "pretty")

@@ -1,0 +1,109 @@
+"""What keeps a restore from doing harm, step by step of a heartbeat: suspects, limits, vanished files, and the order.
+
+The trap guarded against is a rule that is forgotten in one of the places where it counts. Each step takes what is
+desired and the work, and returns both; `reconcile` takes the steps in their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from msgspec.structs import replace
+
+from lora_sidecar.capacity import crowded, exchanged, first_tier, too_many
+from lora_sidecar.config import BackoffConfig
+from lora_sidecar.events import Event, Fact, warning
+from lora_sidecar.files import clear_changed, gone_before_load, missing_files, to_unload
+from lora_sidecar.model import Adapter, Desired, Files
+from lora_sidecar.pacing import born, flapping, paced
+from lora_sidecar.suspects import convict, quarantined, supervise
+from lora_sidecar.work import Bar, Barred, Crowd, Work
+
+
+def enter_life(work: Work, now: float, *, restarted: bool, assumed: bool) -> Work:
+    """Forget what counted for the former life of the server where another one has begun.
+
+    A restart that is only `assumed`, and has lost nothing, is no sign of a server that keeps dying.
+    """
+    lives = born(work.lives, now, restarted=restarted and work.last is not None and not assumed)
+    if not restarted:
+        return replace(work, lives=lives)
+    work = replace(work, missed={}, attempts={}, hold=None, withheld=None, restoring=False, unloads={})
+    work = replace(work, evicted=frozenset())
+    return replace(work, lives=lives, load_ended=float("-inf"), crowd=Crowd())
+
+
+def judge_suspects(
+    desired: Desired,
+    work: Work,
+    listed: Mapping[str, str],
+    files: Mapping[str, Files],
+    backoff: BackoffConfig,
+    now: float,
+    *,
+    restarted: bool,
+) -> tuple[Desired, Work, tuple[Fact, ...]]:
+    """Decide the accusations, and begin and end quarantines."""
+    desired, facts = convict(desired, restarted=restarted)
+    desired = clear_changed(desired, files)
+    desired, probation = supervise(desired, work.probation, listed, backoff, now)
+    return desired, replace(work, probation=probation), facts
+
+
+def notice_limit(desired: Desired, work: Work, held: Mapping[str, str], *, restarted: bool) -> Work:
+    """See whether loads pushed others out of the listing; `held` are the listed names, and those known to be evicted.
+
+    Of an engine that tells how many it lists, `eviction` says what was pushed out; this is for one that does not.
+    """
+    before = () if work.last is None or restarted else [card.name for card in work.last.adapters]
+    pushed_out = exchanged(before, held, work.attempts, desired.adapters.keys())
+    return replace(work, crowd=crowded(work.crowd, pushed_out, len(held)))
+
+
+def hold_back(
+    desired: Desired,
+    work: Work,
+    missing: Mapping[str, Adapter],
+    listed: Mapping[str, str],
+    files: Mapping[str, Files],
+    backoff: BackoffConfig,
+    now: float,
+    *,
+    unload_gone: bool,
+) -> Work:
+    """Say which of the missing adapters must not be loaded, and which listed ones have lost their files."""
+    barred = quarantined(desired, work.probation, missing, backoff, now)
+    if unload_gone:
+        # Otherwise the server is asked, which answers 404, as it does where the files cannot be seen from here.
+        barred |= {n: Barred(Bar.FILES_GONE, why) for n, why in gone_before_load(missing, files).items()}
+    room = [adapter for name, adapter in missing.items() if name not in barred]
+    barred |= too_many(work.crowd, room, len(listed), len(desired.adapters))
+    spoilt = missing_files({name: path for name, path in listed.items() if name in desired.adapters}, files)
+    return replace(work, barred=barred, spoilt=spoilt, files=files)
+
+
+def defuse(
+    desired: Desired, listed: Mapping[str, str], files: Mapping[str, Files]
+) -> tuple[Desired, tuple[str, ...], tuple[Fact, ...]]:
+    """The names to be unloaded because their files are gone.
+
+    What we unload ourselves was not unloaded by somebody: it is restored once its files are back.
+    """
+    bombs = to_unload({name: path for name, path in listed.items() if name in desired.adapters}, files)
+    if not bombs:
+        return desired, (), ()
+    reason = "its files are gone; policy.on_files_gone is unload"
+    facts = tuple(
+        warning(Event.ADAPTER_DEFUSED, repeats=name, adapter=name, path=path, reason=reason)
+        for name, path in sorted(bombs.items())
+    )
+    return replace(desired, listed=desired.listed - bombs.keys()), tuple(sorted(bombs)), facts
+
+
+def in_turn(
+    due: Sequence[Adapter], desired: Desired, work: Work, capacity: int | None, interval: float, now: float
+) -> tuple[tuple[Adapter, ...], float | None]:
+    """What of the due loads may be sent now, and when something more may."""
+    careful = work.load_ended + interval
+    sent, later = paced(due, desired.suspects, slowly=flapping(work.lives), not_before=careful, now=now)
+    return first_tier(sent, desired.adapters, capacity), later

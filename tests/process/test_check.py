@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.process.conftest import StartVllm
+from tests.support.adapters import write_adapter
+from tests.support.sidecar import settings
+
+
+async def check(folder: Path, config: Mapping[str, Any]) -> tuple[int, list[str], list[str]]:
+    """The exit status of `lora-sidecar check`, and the lines of its two outputs."""
+    file = folder / "sidecar.yaml"
+    file.write_text(yaml.safe_dump(dict(config)))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "lora_sidecar", "check", "--config", str(file)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode().splitlines(), err.decode().splitlines()
+
+
+def having(lines: Sequence[str], *parts: str) -> list[str]:
+    """The lines that have all these parts in them."""
+    return [line for line in lines if all(part in line for part in parts)]
+
+
+@pytest.fixture
+def adapters(tmp_path: Path) -> Path:
+    """A folder with a sound adapter and two broken ones."""
+    folder = tmp_path / "adapters"
+    write_adapter(folder / "good", layers=1)
+    write_adapter(folder / "wide", rank=64, layers=1)
+    write_adapter(folder / "dora", use_dora=True, layers=1)
+    return folder
+
+
+async def test_a_sound_setup_prints_its_plan(start_vllm: StartVllm, tmp_path: Path, adapters: Path) -> None:
+    """Nothing to mend is status 0, with what would be loaded; and nothing is loaded or written by it."""
+    server = await start_vllm()
+    state = tmp_path / "state"
+    state.mkdir()
+    good = {"name": "good", "path": str(adapters / "good")}
+    far = {"name": "far", "path": "org/far"}
+    status, out, err = await check(tmp_path, settings(server.url, state, [good, far]))
+
+    assert (status, err) == (0, [])
+    assert having(out, "adapter good", "sound")
+    assert having(out, "adapter far", "unchecked, it is a hub id")
+    assert having(out, "plan: would load good from")
+    assert list(state.iterdir()) == []
+    assert having(server.log.read_text().splitlines(), "load_lora_adapter", "POST") == []
+
+
+async def test_every_problem_of_a_broken_setup_is_named_at_once(
+    start_vllm: StartVllm, tmp_path: Path, adapters: Path
+) -> None:
+    """Route off, wrong path, rank, a feature, a directory that is not there: each has a line, with what to do."""
+    server = await start_vllm(runtime_lora=False)
+    declared = [{"name": name, "path": str(adapters / name)} for name in ("good", "wide", "dora", "typo")]
+    config = settings(server.url, tmp_path / "nowhere", declared)
+    config["servers"][0]["max_lora_rank"] = 16
+    status, out, err = await check(tmp_path, config)
+
+    assert status == 69
+    assert all(line.startswith("problem: ") and line.endswith(")") for line in err), err
+    assert having(err, str(tmp_path / "nowhere"), "ENOENT", "mount a volume")
+    assert having(err, "no route to load adapters", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True")
+    assert having(err, "adapter wide", "LoRA rank 64 is greater than max_lora_rank 16.", "--max-lora-rank 64")
+    assert having(err, "adapter dora", "vLLM does not yet support DoRA.")
+    assert having(err, "adapter typo", "No adapter found for", "is the path right")
+    assert len(err) == 5
+    assert out[-1].endswith("5 problems")
+
+
+async def test_a_key_that_is_wrong_and_a_base_model_that_is_not_there(start_vllm: StartVllm, tmp_path: Path) -> None:
+    """Two servers are both looked at, and each says what is wrong with it."""
+    locked, other = await start_vllm(api_key="right"), await start_vllm()
+    key, state = tmp_path / "key", tmp_path / "state"
+    key.write_text("wrong")
+    state.mkdir()
+    config = settings(locked.url, state)
+    config["servers"] = [
+        {"name": "locked", "url": locked.url, "api_key_file": str(key)},
+        {"name": "other", "url": other.url, "base_model": "llama"},
+        {"name": "gone", "url": "http://127.0.0.1:9"},
+    ]
+    status, _, err = await check(tmp_path, config)
+
+    assert status == 69
+    assert having(err, "server locked", "unauthorized", "the key in api_key_file")
+    assert having(err, "server other", "base_model_absent", "'llama'")
+    assert having(err, "server gone", "refused")
+    assert len(err) == 3
+
+
+async def test_a_checkpoint_directory_that_cannot_be_written(start_vllm: StartVllm, tmp_path: Path) -> None:
+    """A file in the place of the directory is named, with what to do."""
+    server = await start_vllm()
+    (tmp_path / "state").write_text("")
+    status, _, err = await check(tmp_path, settings(server.url, tmp_path / "state"))
+
+    assert status == 69
+    assert having(err, str(tmp_path / "state"), "ENOTDIR")

@@ -1,0 +1,216 @@
+"""Adapter folders that are bad, mended, half copied, gone and back, in front of a server that would take anything."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lora_sidecar.demo.fake_vllm import FakeConfig, canned
+from lora_sidecar.events import Event
+from lora_sidecar.status import AdapterState, adapters_of
+from lora_sidecar.work import ConditionType, Phase
+from tests.simulation.conftest import LOAD, Pod, PodMaker
+from tests.support.adapters import WEIGHTS, write_adapter
+
+pytestmark = pytest.mark.looptime
+
+# Time passes during a load, so that a listing is asked for before or after it and never at the same instant.
+SLOW = FakeConfig(check_files=False, load_delay=0.05)
+UNLOAD = ("POST", "/v1/unload_lora_adapter")
+
+
+def declaring(**paths: Path) -> str:
+    """The config's adapters."""
+    return "adapters: [" + ", ".join(f"{{name: {name}, path: '{path}'}}" for name, path in paths.items()) + "]"
+
+
+def state(pod: Pod, name: str) -> tuple[AdapterState, str]:
+    """The state of an adapter, and the reason."""
+    (one,) = [one for one in adapters_of(pod.status) if one.adapter.name == name]
+    return one.state, one.reason
+
+
+def files_missing(pod: Pod) -> str:
+    """The message of the condition, empty while it does not hold."""
+    of = [one.message for one in pod.status.conditions if one.type is ConditionType.ADAPTER_FILES_MISSING]
+    return of[0] if of else ""
+
+
+def unloads(pod: Pod) -> list[str]:
+    """The names that the server was asked to unload."""
+    return [json.loads(request.body)["lora_name"] for request in pod.server.requests if request[:2] == UNLOAD]
+
+
+async def test_an_adapter_that_fails_preflight_is_never_sent(make_pod: PodMaker, tmp_path: Path) -> None:
+    """It is parked with the engine's own sentence, the others are loaded; mended, it is loaded in two heartbeats."""
+    bad, good = write_adapter(tmp_path / "a" / "bad", layers=1, use_dora=True), write_adapter(tmp_path / "a" / "good")
+    async with make_pod(declaring(bad=bad, good=good)) as pod:
+        await pod.until_listed("good")
+        await asyncio.sleep(200)
+        assert pod.loads() == ["good"]
+        assert state(pod, "bad") == (AdapterState.PARKED, "preflight, not sent: vLLM does not yet support DoRA.")
+        write_adapter(bad, layers=1)
+        assert await pod.until_listed("good", "bad") <= 10
+
+
+async def test_a_half_copied_adapter_is_loaded_when_it_is_whole(make_pod: PodMaker, tmp_path: Path) -> None:
+    """While the copy runs nothing is sent; the backoff that it ran up does not hold the whole one up."""
+    folder = write_adapter(tmp_path / "a", layers=1)
+    whole = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(whole[:1000])
+    async with make_pod(declaring(a=folder)) as pod:
+        await asyncio.sleep(300)
+        assert pod.loads() == []
+        assert "not fully covered" in state(pod, "a")[1] or "header" in state(pod, "a")[1]
+        (folder / WEIGHTS).write_bytes(whole)
+        assert await pod.until_listed("a", within=70) <= 65
+
+
+async def test_a_path_that_cannot_be_seen_is_passed_on(make_pod: PodMaker, tmp_path: Path) -> None:
+    """Not mounted here, or a hub id: the server decides, and the log says that nobody checked."""
+    async with make_pod(declaring(far=tmp_path / "nowhere", hub=Path("org/name")), server=SLOW) as pod:
+        await pod.until_listed("far", "hub")
+        await pod.until(lambda: len(pod.of(Event.RESTORE_SUCCEEDED)) == 2, 6)
+        said = {one.fields["adapter"]: one.fields["unchecked"] for one in pod.of(Event.RESTORE_SUCCEEDED)}
+    assert said["far"] == "it cannot be seen from here: No such file or directory"
+    assert said["hub"] == "it is a hub id, which only the server resolves"
+
+
+async def test_a_rank_limit_is_learned_from_one_refusal(make_pod: PodMaker, tmp_path: Path) -> None:
+    """The second adapter of too high a rank is not sent in that life; in the next, the limit is learned anew."""
+    one, two = write_adapter(tmp_path / "a" / "one", rank=64), write_adapter(tmp_path / "a" / "two", rank=64)
+    text = "LoRA rank 64 is greater than max_lora_rank 16."
+    async with make_pod(declaring(one=one, two=two), server=SLOW) as pod:
+        pod.server.override(*LOAD, canned(500, {"error": {"message": text}}), times=None)
+        await pod.until(lambda: len(pod.of(Event.RESTORE_FAILED)) == 2, 6)
+        assert pod.loads() == ["one"]
+        assert state(pod, "two") == (AdapterState.PARKED, f"preflight, not sent: {text}")
+        await pod.server.kill()
+        await pod.until(lambda: pod.status.work.server.phase is Phase.DOWN, 6)
+        await pod.server.start()
+        await pod.until_listed("one", "two")
+
+
+async def test_files_touched_all_the_time_make_no_storm(make_pod: PodMaker, tmp_path: Path) -> None:
+    """A refused adapter whose files change at every heartbeat is tried at the plain backoff, a minute at most."""
+    folder = write_adapter(tmp_path / "a", layers=1)
+    async with make_pod(declaring(a=folder)) as pod:
+        pod.server.override(*LOAD, canned(500, {"error": {"message": "but received ['z_proj']"}}), times=None)
+        for beat in range(120):
+            os.utime(folder / WEIGHTS, ns=(beat, beat))
+            await asyncio.sleep(5)
+        assert 10 <= len(pod.loads()) <= 20
+
+
+async def test_vanished_files_of_a_listed_adapter_are_warned_of(make_pod: PodMaker, tmp_path: Path) -> None:
+    """The condition says which and what will happen, nothing is unloaded, and it clears when they are back."""
+    one, two = write_adapter(tmp_path / "a" / "one", layers=1), write_adapter(tmp_path / "a" / "two", layers=1)
+    async with make_pod(declaring(one=one, two=two)) as pod:
+        await pod.until_listed("one", "two")
+        await asyncio.sleep(10)
+        shutil.rmtree(one)
+        await pod.until(lambda: files_missing(pod) == f"one: {one} is gone", 20)
+        (condition,) = [c for c in pod.status.conditions if c.type is ConditionType.ADAPTER_FILES_MISSING]
+        assert "the next request for it kills the server" in condition.hint
+        await asyncio.sleep(60)
+        assert unloads(pod) == []
+        write_adapter(one, layers=1)
+        await pod.until(lambda: not files_missing(pod), 20)
+
+
+async def test_unloading_defuses_and_the_files_bring_it_back(make_pod: PodMaker, tmp_path: Path) -> None:
+    """A learned adapter whose folder is gone is unloaded once, not forgotten, and loaded when its files are back."""
+    one, two = write_adapter(tmp_path / "a" / "one", layers=1), write_adapter(tmp_path / "a" / "two", layers=1)
+    async with make_pod(declaring(two=two), "policy: {on_files_gone: unload}") as pod:
+        await pod.somebody_loads("one", str(one))
+        await pod.until_listed("one", "two")
+        await asyncio.sleep(10)
+        shutil.rmtree(one)
+        await pod.until_listed("two", within=20)
+        await asyncio.sleep(120)
+        assert unloads(pod) == ["one"]
+        assert pod.loads() == ["two"]
+        assert state(pod, "one") == (AdapterState.PARKED, f"{one} is gone")
+        write_adapter(one, layers=1)
+        await pod.until_listed("one", "two", within=15)
+
+
+async def test_a_folder_that_is_exchanged_is_no_bomb(make_pod: PodMaker, tmp_path: Path) -> None:
+    """Files that are away for less than two looks unload nothing."""
+    one, two = write_adapter(tmp_path / "a" / "one", layers=1), write_adapter(tmp_path / "a" / "two", layers=1)
+    async with make_pod(declaring(one=one, two=two), "policy: {on_files_gone: unload}") as pod:
+        await pod.until_listed("one", "two")
+        await asyncio.sleep(10)
+        for _ in range(5):
+            shutil.rmtree(one)
+            await asyncio.sleep(3)
+            write_adapter(one, layers=1)
+            await asyncio.sleep(17)
+        assert unloads(pod) == []
+
+
+@pytest.mark.parametrize("how", ["wiped", "renamed"])
+async def test_a_volume_that_goes_away_unloads_nothing(make_pod: PodMaker, tmp_path: Path, how: str) -> None:
+    """Everything gone at once is the volume's doing: no adapter is unloaded, and all are as before when it is back."""
+    names = [f"a{n}" for n in range(5)]
+    paths = {name: write_adapter(tmp_path / "volume" / name, layers=1) for name in names}
+    async with make_pod(declaring(**paths), "policy: {on_files_gone: unload}") as pod:
+        await pod.until_listed(*names)
+        await asyncio.sleep(10)
+        if how == "renamed":
+            (tmp_path / "volume").rename(tmp_path / "elsewhere")
+        else:
+            for path in paths.values():
+                shutil.rmtree(path)
+        await asyncio.sleep(120)
+        assert unloads(pod) == []
+        assert set(pod.server.adapters) == set(names)
+        assert bool(files_missing(pod)) == (how == "wiped")
+
+
+async def test_files_that_rot_under_a_listed_adapter_are_warned_of(make_pod: PodMaker, tmp_path: Path) -> None:
+    """Weights that were cut short could not be read again after an eviction: said, and never unloaded."""
+    one, two = write_adapter(tmp_path / "a" / "one", layers=1), write_adapter(tmp_path / "a" / "two", layers=1)
+    async with make_pod(declaring(one=one, two=two), "policy: {on_files_gone: unload}") as pod:
+        await pod.until_listed("one", "two")
+        await asyncio.sleep(10)
+        os.truncate(one / WEIGHTS, 5000)
+        await pod.until(lambda: "not fully covered" in files_missing(pod), 20)
+        await asyncio.sleep(60)
+        assert unloads(pod) == []
+
+
+async def test_every_loaded_adapter_has_its_turn(make_pod: PodMaker, tmp_path: Path) -> None:
+    """With more adapters than are looked at in a heartbeat, the last one is looked at a few heartbeats later."""
+    sample = write_adapter(tmp_path / "a" / "b00", layers=1)
+    names = [f"b{n:02}" for n in range(60)]
+    for name in names[1:]:
+        shutil.copytree(sample, tmp_path / "a" / name)
+    server = FakeConfig(check_files=False)
+    async with make_pod(declaring(**{name: tmp_path / "a" / name for name in names}), server=server) as pod:
+        await pod.until_listed(*names)
+        await asyncio.sleep(20)
+        shutil.rmtree(tmp_path / "a" / "b59")
+        await pod.until(lambda: "b59" in files_missing(pod), 30)
+
+
+async def test_changed_files_end_a_quarantine(make_pod: PodMaker, tmp_path: Path) -> None:
+    """An adapter that killed the server twice is tried again when its weights are others."""
+    folder = write_adapter(tmp_path / "a", layers=1)
+    server = FakeConfig(check_files=False, deadly=(str(folder),), load_delay=0.05)
+    async with make_pod(declaring(a=folder), server=server) as pod:
+        for _ in range(2):
+            await pod.server.engine.death()
+            await asyncio.sleep(5)
+            await pod.server.restart()
+        await pod.until(lambda: bool(pod.of(Event.RESTORE_QUARANTINED)), 30)
+        await asyncio.sleep(300)
+        assert pod.loads() == []
+        pod.server.engine.deadly = frozenset()
+        write_adapter(folder, layers=1, seed=1)
+        await pod.until_listed("a", within=15)

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from lora_sidecar import preflight
+from lora_sidecar.config import Config, parse
+from lora_sidecar.model import Adapter, Failure, FailureKind, Origin
+from lora_sidecar.preflight import STUCK, Preflight, Slots, _warm, fingerprint
+from tests.support.adapters import CONFIG, WEIGHTS, write_adapter
+from tests.support.sidecar import eventually
+
+
+def config(**settings: str) -> Config:
+    """A config with these settings of preflight."""
+    text = ", ".join(f"{key}: {value}" for key, value in settings.items())
+    return parse(f"servers: [{{name: vllm, url: 'http://h'}}]\npreflight: {{{text}}}\n".encode(), "sidecar.yaml")
+
+
+def at(path: Path, origin: Origin = Origin.DECLARED) -> Adapter:
+    """An adapter in that folder."""
+    return Adapter(path.name, str(path), origin)
+
+
+@pytest.fixture
+def hung(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Reading a folder called `hung` blocks until the event is set."""
+    release, read = threading.Event(), preflight.read_folder
+
+    def reading(path: str) -> object:
+        if Path(path).name.startswith("hung"):
+            release.wait(30)
+        return read(path)
+
+    monkeypatch.setattr(preflight, "read_folder", reading)
+    return release
+
+
+async def test_a_hung_disk_is_met_before_the_engine_meets_it(tmp_path: Path, hung: threading.Event) -> None:
+    """The adapter is not sent, the others are looked at meanwhile, and when the disk is back so is the adapter."""
+    bad, good = write_adapter(tmp_path / "hung", layers=1), write_adapter(tmp_path / "good", layers=1)
+    checks = Preflight("vllm", config(timeout="200ms"))
+    try:
+        refusal = (await checks.inspect(at(bad), 1)).refusal
+        assert refusal is not None
+        assert refusal.kind is FailureKind.FILES
+        assert "the disk hangs" in refusal.message
+        assert (await checks.inspect(at(good), 1)).findings == ()
+        # Asked again, it is answered at once: the thread that hangs is not joined by another.
+        began = asyncio.get_running_loop().time()
+        assert (await checks.inspect(at(bad), 1)).refusal is not None
+        assert asyncio.get_running_loop().time() - began < 0.1
+    finally:
+        hung.set()
+
+    async def sent() -> bool:
+        return (await checks.inspect(at(bad), 1)).refusal is None
+
+    await eventually(sent, "the thread has come back")
+
+
+async def test_threads_that_hang_are_few(tmp_path: Path, hung: threading.Event) -> None:
+    """However many folders hang, only so many threads do; then nothing is sent until one comes back."""
+    checks = Preflight("vllm", config(timeout="100ms"))
+    before = threading.active_count()
+    try:
+        for number in range(STUCK + 3):
+            folder = write_adapter(tmp_path / f"hung{number}", layers=1)
+            assert (await checks.inspect(at(folder), 1)).refusal is not None
+        assert threading.active_count() - before == STUCK
+        assert (await checks.inspect(at(write_adapter(tmp_path / "good", layers=1)), 1)).refusal is not None
+    finally:
+        hung.set()
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+async def test_a_pipe_in_the_place_of_a_file_holds_up_nobody(tmp_path: Path, name: str) -> None:
+    """A pipe that nobody writes to would stop the engine for good."""
+    folder = write_adapter(tmp_path / "a", layers=1)
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    found = await Preflight("vllm", config(timeout="5s")).inspect(at(folder), 1)
+
+    assert found.refusal is not None
+    assert "is not a regular file" in found.refusal.message
+
+
+async def test_checks_wait_for_one_another(tmp_path: Path) -> None:
+    """Several adapters looked at at once are read one after the other, and none is taken for hung."""
+    folders = [write_adapter(tmp_path / f"a{n}", layers=1) for n in range(8)]
+    checks = Preflight("vllm", config())
+    found = await asyncio.gather(*(checks.inspect(at(folder), 1) for folder in folders))
+
+    assert all(one.findings == () and one.files for one in found)
+
+
+async def test_switched_off_it_reads_nothing(tmp_path: Path) -> None:
+    """Every adapter is passed on, and said to be unchecked."""
+    found = await Preflight("vllm", config(enabled="false")).inspect(at(tmp_path / "broken"), 1)
+
+    assert found.refusal is None
+    assert found.unchecked == "preflight.enabled is false"
+
+
+async def test_a_learned_pickle_is_restored(tmp_path: Path) -> None:
+    """What the server accepted before in that form is loaded again; a declared one needs leave."""
+    folder = write_adapter(tmp_path / "a", layers=1)
+    (folder / WEIGHTS).rename(folder / "adapter_model.bin")
+    checks = Preflight("vllm", config())
+
+    assert (await checks.inspect(at(folder, Origin.LEARNED), 1)).refusal is None
+    assert (await checks.inspect(at(folder), 1)).refusal is not None
+
+
+async def test_a_learned_limit_holds_for_one_life(tmp_path: Path) -> None:
+    """The next life of the server may have another flag."""
+    folder = write_adapter(tmp_path / "a", rank=64, layers=1)
+    checks = Preflight("vllm", config())
+    checks.learn(Failure(FailureKind.ADAPTER, "LoRA rank 64 is greater than max_lora_rank 16."), 1)
+
+    assert (await checks.inspect(at(folder), 1)).refusal is not None
+    assert (await checks.inspect(at(folder), 2)).refusal is None
+
+
+def test_warming_reads_the_weights_to_their_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Piece by piece, each of which has a deadline of its own."""
+    monkeypatch.setattr(preflight, "_PIECE", 3000)
+    monkeypatch.setattr(preflight, "_BUFFER", 1000)
+    (tmp_path / WEIGHTS).write_bytes(bytes(7500))
+    begins, begin = [], 0
+    while begin >= 0:
+        begins.append(begin)
+        begin = _warm(str(tmp_path), begin)
+
+    assert begins == [0, 3000, 6000]
+    assert _warm(str(tmp_path / "nowhere"), 0) == -1
+
+
+def test_a_fingerprint_tells_changed_files(tmp_path: Path) -> None:
+    """Other bytes of the same size are told by their time, and a file put in another's place by its inode."""
+    folder = write_adapter(tmp_path / "a", layers=1)
+    first = fingerprint(str(folder))
+    assert fingerprint(str(folder)) == first
+    os.utime(folder / WEIGHTS, ns=(1, 1))
+    second = fingerprint(str(folder))
+    (folder / "new").write_bytes((folder / CONFIG).read_bytes())
+    os.utime(folder / "new", ns=((folder / CONFIG).stat().st_atime_ns, (folder / CONFIG).stat().st_mtime_ns))
+    (folder / "new").replace(folder / CONFIG)
+    assert len({first, second, fingerprint(str(folder))}) == 3
+    assert fingerprint(str(tmp_path / "nowhere")) == ""
+
+
+async def test_a_caller_that_leaves_leaves_the_slot_usable() -> None:
+    """A read whose caller was cancelled keeps its thread, and the next one has another."""
+    release = threading.Event()
+    slots = Slots("test")
+    reading = asyncio.create_task(slots.run("/a", lambda: release.wait(30), 10.0))
+    await asyncio.sleep(0.05)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    try:
+        assert await slots.run("/b", lambda: "read", 5.0) == "read"
+    finally:
+        release.set()
