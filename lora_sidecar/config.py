@@ -144,6 +144,21 @@ class RestoreConfig(Struct, frozen=True):
     backoff: Annotated[BackoffConfig, Key("The wait before an adapter that failed is tried again.")] = BackoffConfig()
 
 
+class ServerHealthConfig(Struct, frozen=True):
+    """When a server is named as wedged or hung, and /serverz fails for it."""
+
+    wedged_after: Annotated[
+        float | None,
+        Key(
+            "Refused connections for so long after it had answered; null: only where an open load proves it.",
+            Duration("30s", "24h"),
+        ),
+    ] = 1800.0
+    hung_after: Annotated[
+        float, Key("No answer to a load or a probe for so long, while /health answers.", Duration("1s", "24h"))
+    ] = 300.0
+
+
 class CheckpointConfig(Struct, frozen=True):
     """Where the memory that survives restarts is kept."""
 
@@ -186,6 +201,9 @@ class Config(Struct, frozen=True):
     policy: Annotated[PolicyConfig, Key("What to do about adapters that others load and unload.")] = PolicyConfig()
     heartbeat: Annotated[HeartbeatConfig, Key("How often and how patiently a server is looked at.")] = HeartbeatConfig()
     restore: Annotated[RestoreConfig, Key("How missing adapters are loaded.")] = RestoreConfig()
+    server_health: Annotated[
+        ServerHealthConfig, Key("When a server is named as wedged or hung, and /serverz fails for it.")
+    ] = ServerHealthConfig()
     checkpoint: Annotated[CheckpointConfig, Key("Where the memory that survives restarts is kept.")] = (
         CheckpointConfig()
     )

@@ -172,6 +172,21 @@ class Wakefulness(StrEnum):
     UNCLEAR = "unclear"
 
 
+class Pulse(Struct, frozen=True):
+    """What the requests that go through the engine tell of it: loads, and probes by inference.
+
+    `open_since` is when the oldest one without an answer was sent, None if none is open. `owed_since` counts those
+    that were given up as well, until the engine has answered one; `given_up_at` is when that last happened, and
+    `answered_at` when it last answered. `ended_by_server` is whether the last one was cut off by the server.
+    """
+
+    open_since: float | None = None
+    owed_since: float | None = None
+    given_up_at: float = float("-inf")
+    answered_at: float = float("-inf")
+    ended_by_server: bool = False
+
+
 class Withheld(Struct, frozen=True):
     """A load that was not sent, because the engine was not known to be awake."""
 

@@ -35,7 +35,8 @@ class AdapterState(StrEnum):
 class ServerStatus(Struct, frozen=True):
     """A server as of its last completed heartbeat, which ended at `beat_at`.
 
-    `saved_generation` is the checkpoint's generation on disk.
+    `saved_generation` is the checkpoint's generation on disk. `failing` is why the server's own container should be
+    ended, empty if it should not be.
     """
 
     name: str
@@ -46,6 +47,7 @@ class ServerStatus(Struct, frozen=True):
     beat_seconds: float
     saved_generation: int
     conditions: tuple[Condition, ...]
+    failing: str = ""
 
 
 class AdapterStatus(Struct, frozen=True):

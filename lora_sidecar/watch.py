@@ -13,6 +13,7 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from lora_sidecar.attempts import Clock, pardon
+from lora_sidecar.checkup import Checkup
 from lora_sidecar.config import Config
 from lora_sidecar.desired import declare
 from lora_sidecar.engines import Engine
@@ -57,6 +58,7 @@ class Watch:
         self._work = Work(server=ServerState(since=clock.now()))
         self._look = asyncio.Event()
         self.restorer = Restorer(engine, clock.now, self.look)
+        self._checkup = Checkup(engine)
 
     async def open(self) -> None:
         """Read what was remembered. Raises `LockHeldError` where another process keeps this checkpoint."""
@@ -97,6 +99,7 @@ class Watch:
         self._desired, facts = await self._keeper.keep(plan.desired)
         self._report(*facts)
         self.restorer.offer(plan)
+        self._report(*await self._checkup.make(plan.work.server, config.server_health, self._clock.now()))
         self._publish(plan, began, config)
         return plan
 
@@ -128,7 +131,8 @@ class Watch:
                 beat_at=ended,
                 beat_seconds=ended - began,
                 saved_generation=self._keeper.generation,
-                conditions=plan.work.conditions + kept,
+                conditions=(*self._checkup.conditions, *plan.work.conditions, *kept),
+                failing=self._checkup.failing,
             )
         )
         seconds = round(ended - began, 4)

@@ -90,6 +90,8 @@ class Recovery(Struct, frozen=True):
 class ConditionType(StrEnum):
     """Every condition that may hold; each has an entry in the documentation on what to do."""
 
+    SERVER_WEDGED = "ServerWedged"
+    SERVER_HUNG = "ServerHung"
     RUNTIME_LOADING_DISABLED = "RuntimeLoadingDisabled"
     LOADING_REFUSED = "LoadingRefused"
     ENGINE_ASLEEP = "EngineAsleep"

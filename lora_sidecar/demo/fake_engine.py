@@ -57,6 +57,8 @@ class FakeEngine:
         self._never = asyncio.Event()
         self._awake = asyncio.Event()
         self._awake.set()
+        self._resumed = asyncio.Event()
+        self._resumed.set()
         self._cache: OrderedDict[int, str] = OrderedDict()
 
     @property
@@ -70,6 +72,18 @@ class FakeEngine:
             self._running.clear()
         else:
             self._running.set()
+
+    @property
+    def paused(self) -> bool:
+        """Whether completions wait; loads are let through, and the server's other answers go on."""
+        return not self._resumed.is_set()
+
+    @paused.setter
+    def paused(self, value: bool) -> None:
+        if value:
+            self._resumed.clear()
+        else:
+            self._resumed.set()
 
     @property
     def dead(self) -> bool:
@@ -123,6 +137,7 @@ class FakeEngine:
 
     async def _complete(self, path: str | None, identity: int) -> bool:
         await self._awake.wait()
+        await self._resumed.wait()
         async with self._turn:
             await self._running.wait()
             if self.destroyed:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from lora_sidecar.config import Config
-from lora_sidecar.model import Accepted, Adapter, Failure, Observation, Observed, Withheld
+from lora_sidecar.model import Accepted, Adapter, Failure, Observation, Observed, Pulse, Withheld
 
 
 class Engine(Protocol):
@@ -17,6 +17,15 @@ class Engine(Protocol):
 
     def apply(self, config: Config) -> None:
         """Go by the deadlines of another config from the next request on."""
+        ...
+
+    @property
+    def pulse(self) -> Pulse:
+        """What the requests that went through the engine tell of it."""
+        ...
+
+    async def halted(self) -> bool:
+        """Whether the engine says that it sleeps or is paused: it then answers no completion, and is not hung."""
         ...
 
     async def observe(self, trusted: Observed | None) -> Observation:

@@ -18,6 +18,7 @@ import msgspec
 from msgspec.structs import replace
 
 from lora_sidecar.config import Config, ServerConfig
+from lora_sidecar.engines.pulse import PulseMeter
 from lora_sidecar.engines.transport import Broken, Reply, Transport
 from lora_sidecar.engines.vllm_wire import (
     BadListing,
@@ -25,6 +26,7 @@ from lora_sidecar.engines.vllm_wire import (
     Vitals,
     classify_load,
     classify_unload,
+    decode_is_paused,
     decode_is_sleeping,
     decode_listing,
     decode_metrics,
@@ -39,6 +41,7 @@ from lora_sidecar.model import (
     FailureKind,
     Observation,
     Observed,
+    Pulse,
     Reason,
     Unknown,
     Wakefulness,
@@ -73,6 +76,7 @@ class Vllm:
         self._base_model = server.base_model
         self._now = now
         self._cannot_sleep_in: int | None = None
+        self._meter = PulseMeter(now)
         self.apply(config)
 
     def apply(self, config: Config) -> None:
@@ -87,6 +91,22 @@ class Vllm:
     async def close(self) -> None:
         """Close the connections."""
         await self._transport.close()
+
+    @property
+    def pulse(self) -> Pulse:
+        """See `engines.Engine.pulse`."""
+        return self._meter.pulse
+
+    async def halted(self) -> bool:
+        """See `engines.Engine.halted`; a pause shows only on `/is_paused` (0.12 to 0.15, later in developer mode)."""
+        vitals, sleeping, paused = await asyncio.gather(
+            self._vitals(),
+            self._transport.get("/is_sleeping", self._probe_timeout),
+            self._transport.get("/is_paused", self._probe_timeout),
+        )
+        asleep = isinstance(sleeping, Reply) and sleeping.ok and decode_is_sleeping(sleeping.body)
+        halted = isinstance(paused, Reply) and paused.ok and decode_is_paused(paused.body)
+        return vitals.awake is False or bool(asleep) or bool(halted)
 
     async def observe(self, trusted: Observed | None) -> Observation:
         """See `engines.Engine.observe`."""
@@ -114,8 +134,14 @@ class Vllm:
         body: dict[str, str | bool] = {"lora_name": adapter.name, "lora_path": adapter.path}
         if adapter.is_3d_lora_weight:
             body["is_3d_lora_weight"] = True
-        reply = await self._transport.post(_LOAD, msgspec.json.encode(body), self._load_timeout)
-        return _failure(reply) if isinstance(reply, Broken) else classify_load(reply.status, reply.body)
+        with self._meter.errand() as errand:
+            reply = await self._transport.post(_LOAD, msgspec.json.encode(body), self._load_timeout)
+            result = _failure(reply) if isinstance(reply, Broken) else classify_load(reply.status, reply.body)
+            if isinstance(reply, Reply):
+                errand.answered()
+            elif reply.reason is Reason.TIMEOUT:
+                errand.timed_out()
+        return result
 
     async def unload(self, name: str) -> Accepted | Failure:
         """See `engines.Engine.unload`."""

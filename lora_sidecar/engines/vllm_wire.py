@@ -117,6 +117,15 @@ def decode_is_sleeping(body: bytes) -> bool | None:
             return None
 
 
+def decode_is_paused(body: bytes) -> bool | None:
+    """Read `/is_paused`, beside `/pause` and `/resume`; None for anything else than its answer."""
+    match _decoded(body):
+        case {"is_paused": bool(paused)}:
+            return paused
+        case _:
+            return None
+
+
 def is_route_absent(status: int, body: bytes) -> bool:
     """Whether a 404 comes from the router (no such route) and not from a handler (no such adapter)."""
     if status != 404:  # noqa: PLR2004 - the status is the point

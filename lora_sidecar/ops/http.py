@@ -1,4 +1,4 @@
-"""The ops port: `/livez`, `/readyz` and `/metrics`.
+"""The ops port: `/livez`, `/readyz`, `/serverz/NAME` and `/metrics`.
 
 The trap guarded against is a health answer that proves nothing. Liveness says that heartbeats come to their end, and
 nothing about the server, for a restart of this container mends no server. Readiness says that every required adapter is
@@ -18,6 +18,7 @@ from lora_sidecar.config import OpsConfig
 from lora_sidecar.config_values import Fault, split_bind
 from lora_sidecar.errors import SidecarError
 from lora_sidecar.ops.metrics import Metrics
+from lora_sidecar.ops.serverz import serverz
 from lora_sidecar.status import Board, ServerStatus, adapters_of, unready
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -55,6 +56,7 @@ class OpsServer:
                 web.get("/livez", self._livez),
                 web.get("/readyz", self._readyz),
                 web.get("/metrics", self._scrape),
+                serverz(self._board, self._now, self._liveness),
             ]
         )
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.5, logger=_LOG)

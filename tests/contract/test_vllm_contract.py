@@ -637,6 +637,22 @@ async def test_sleeping_engine(mortal_api: Api, folders: Folders, name: str) -> 
     assert states == [("awake", "0.0"), ("weights_offloaded", "1.0"), ("discard_all", "0.0")]
 
 
+async def test_paused_engine(mortal_api: Api, folders: Folders, name: str) -> None:
+    """A paused engine holds completions and takes loads; /is_paused tells, and nothing else does."""
+    expect(await mortal_api.get("/is_paused"), 200, {"is_paused": False})
+    expect(await mortal_api.ask("POST", "/pause"), 200, {"status": "paused"})
+    try:
+        expect(await mortal_api.get("/is_paused"), 200, {"is_paused": True})
+        assert (await mortal_api.get("/health")).status == 200
+        assert 'sleep_state="awake"} 1.0' in (await mortal_api.get("/metrics")).text
+        assert (await mortal_api.load(name, folders.whole)).status == 200
+        with pytest.raises(TimeoutError):
+            await mortal_api.complete("base", within=1)
+    finally:
+        expect(await mortal_api.ask("POST", "/resume"), 200, {"status": "resumed"})
+    assert (await mortal_api.complete("base")).status == 200
+
+
 async def test_hung_engine(mortal: RunningServer, mortal_api: Api, folders: Folders, name: str) -> None:
     """While the engine hangs, health and listing answer as ever and a load does not; later it takes effect."""
     mortal.stop_engine()
