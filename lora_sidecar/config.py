@@ -144,6 +144,19 @@ class RestoreConfig(Struct, frozen=True):
     backoff: Annotated[BackoffConfig, Key("The wait before an adapter that failed is tried again.")] = BackoffConfig()
 
 
+class VerifyConfig(Struct, frozen=True):
+    """What proves that an adapter is there."""
+
+    by: Annotated[
+        Literal["listed", "probe"],
+        Key("listed: the server lists it; probe: it also answers a request for one token, and not as the base model."),
+    ] = "listed"
+    interval: Annotated[
+        float, Key("Time between two probes, one adapter after the other.", Duration("100ms", "24h"))
+    ] = 30.0
+    busy_above: Annotated[int, Key("No probe while more requests than this are under way.", Whole(0, 10_000))] = 4
+
+
 class ServerHealthConfig(Struct, frozen=True):
     """When a server is named as wedged or hung, and /serverz fails for it."""
 
@@ -201,6 +214,7 @@ class Config(Struct, frozen=True):
     policy: Annotated[PolicyConfig, Key("What to do about adapters that others load and unload.")] = PolicyConfig()
     heartbeat: Annotated[HeartbeatConfig, Key("How often and how patiently a server is looked at.")] = HeartbeatConfig()
     restore: Annotated[RestoreConfig, Key("How missing adapters are loaded.")] = RestoreConfig()
+    verify: Annotated[VerifyConfig, Key("What proves that an adapter is there.")] = VerifyConfig()
     server_health: Annotated[
         ServerHealthConfig, Key("When a server is named as wedged or hung, and /serverz fails for it.")
     ] = ServerHealthConfig()

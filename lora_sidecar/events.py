@@ -48,6 +48,7 @@ class Event(StrEnum):
     RESTORE_FAILED = "restore.failed"
     RESTORE_COMPLETED = "restore.completed"
     RECOVERY_COMPLETED = "recovery.completed"
+    VERIFICATION_COMPLETED = "verification.completed"
     CONDITION_RAISED = "condition.raised"
     CONDITION_CLEARED = "condition.cleared"
     CHECKPOINT_LOADED = "checkpoint.loaded"

@@ -28,8 +28,9 @@ class Health(Struct, frozen=True):
 
     `refused_since`, `dead_since` and `mute_since` are when it began to refuse connections, to say that its engine is
     dead, and to take connections without an answer, None while it does not. `halted_at` is when the engine was last
-    known to sleep or to be paused. `wedged` and `hung` are reasons, empty where that does not hold. `proven` is whether the evidence is of now: a wedge stays named until the
-    server answers or ends, while a probe that ends a container may go only by what is known now.
+    known to sleep or to be paused. `wedged` and `hung` are reasons, empty where that does not hold. `proven` is whether
+    the evidence is of now: a wedge stays named until the server answers or ends, while a probe that ends a container
+    may go only by what is known now.
     """
 
     refused_since: float | None = None

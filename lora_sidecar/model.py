@@ -187,6 +187,29 @@ class Pulse(Struct, frozen=True):
     ended_by_server: bool = False
 
 
+class Said(Struct, frozen=True):
+    """What a model said to a probe: its likeliest first tokens with their log-probabilities, sorted by token."""
+
+    top: tuple[tuple[str, float], ...]
+
+
+class NoAnswer(Struct, frozen=True):
+    """A probe without a usable answer; `status` is the HTTP status where one came, `message` the server's sentence."""
+
+    message: str
+    status: int | None = None
+
+
+Answer = Said | NoAnswer
+
+
+class Unfit(Struct, frozen=True):
+    """The engine must not be probed now: it sleeps or is paused (`halted`), is busy, or `obstacle` is in the way."""
+
+    halted: bool = False
+    obstacle: str = ""
+
+
 class Withheld(Struct, frozen=True):
     """A load that was not sent, because the engine was not known to be awake."""
 

@@ -24,6 +24,7 @@ from lora_sidecar.outage import next_look
 from lora_sidecar.reconcile import Policy, reconcile
 from lora_sidecar.restorer import Restorer
 from lora_sidecar.status import Board, ServerStatus
+from lora_sidecar.verifier import Verifier
 from lora_sidecar.work import Plan, ServerState, Work
 
 Report = Callable[..., None]
@@ -59,6 +60,7 @@ class Watch:
         self._look = asyncio.Event()
         self.restorer = Restorer(engine, clock.now, self.look)
         self._checkup = Checkup(engine)
+        self.verifier = Verifier(engine, clock.now, report)
 
     async def open(self) -> None:
         """Read what was remembered. Raises `LockHeldError` where another process keeps this checkpoint."""
@@ -99,6 +101,7 @@ class Watch:
         self._desired, facts = await self._keeper.keep(plan.desired)
         self._report(*facts)
         self.restorer.offer(plan)
+        self._report(*self.verifier.offer(plan, config))
         self._report(*await self._checkup.make(plan.work.server, config.server_health, self._clock.now()))
         self._publish(plan, began, config)
         return plan
@@ -131,7 +134,7 @@ class Watch:
                 beat_at=ended,
                 beat_seconds=ended - began,
                 saved_generation=self._keeper.generation,
-                conditions=(*self._checkup.conditions, *plan.work.conditions, *kept),
+                conditions=(*self._checkup.conditions, *plan.work.conditions, *self.verifier.conditions, *kept),
                 failing=self._checkup.failing,
             )
         )

@@ -35,7 +35,8 @@ class FakeEngine:
     """One engine: it loads adapters one at a time, answers completions, sleeps, hangs and dies.
 
     Each of `hung`, `asleep` and `load_delay` may be set at any time and holds from the next step on. `asleep` is the
-    sleep level, None while awake; `load_delay` is in seconds. On a GPU (`gpu`) a load into a sleeping engine
+    sleep level, None while awake; `load_delay` is in seconds; adapters loaded from a path in `unapplied` answer as the
+    base model does. On a GPU (`gpu`) a load into a sleeping engine
     destroys it: that load fails, and no completion is answered any more.
     """
 
@@ -43,6 +44,7 @@ class FakeEngine:
         self.asleep: int | None = None
         self.load_delay = 0.0
         self.draining = False
+        self.unapplied: set[str] = set()
         self.destroyed = False
         self._max_rank = max_rank
         self._max_cpu_loras = max_cpu_loras
@@ -51,6 +53,7 @@ class FakeEngine:
         self._check_files = check_files
         self._turn = asyncio.Lock()
         self._death = asyncio.Event()
+        self.requests = 0
         self._running = asyncio.Event()
         self._running.set()
         # Held here so that a request which waits for ever is not collected as garbage.
@@ -132,8 +135,12 @@ class FakeEngine:
         """Run one completion on the adapter, or on the base model where `path` is None. Raises `EngineDeadError`."""
         if self.dead:
             raise EngineDeadError
-        if await self._until_death(self._complete(path, identity)) is None:
-            raise EngineDeadError
+        self.requests += 1
+        try:
+            if await self._until_death(self._complete(path, identity)) is None:
+                raise EngineDeadError
+        finally:
+            self.requests -= 1
 
     async def _complete(self, path: str | None, identity: int) -> bool:
         await self._awake.wait()

@@ -17,9 +17,13 @@ def metrics_text(
     start_time: float,
     now: float,
     sleep_level: int | None,
+    requests: int,
     lora_requests: Sequence[str],
 ) -> str:
-    """The metrics as text; times are Unix seconds, `lora_requests` the adapters that a request has named so far."""
+    """The metrics as text; times are Unix seconds, `requests` how many run now.
+
+    `lora_requests` are the adapters that a request has named so far.
+    """
     labels = f'engine="0",model_name="{model}"'
     # Level 0 only holds the scheduler: the weights stay, and the state says no more than "not awake".
     state = {None: "awake", 1: "weights_offloaded", 2: "discard_all"}.get(sleep_level)
@@ -31,6 +35,12 @@ def metrics_text(
             "vllm:num_requests_running",
             "gauge",
             "Number of requests in model execution batches.",
+            [(f"{{{labels}}}", f"{requests}.0")],
+        ),
+        *_family(
+            "vllm:num_requests_waiting",
+            "gauge",
+            "Number of requests waiting to be processed.",
             [(f"{{{labels}}}", "0.0")],
         ),
         *_family(

@@ -189,6 +189,7 @@ class Routes:
             start_time=self.start_time,
             now=self.now,
             sleep_level=self.engine.asleep,
+            requests=self.engine.requests,
             lora_requests=sorted(self._lora_requests),
         )
         return web.Response(body=text.encode(), headers={"Content-Type": "text/plain; version=1.0.0; charset=utf-8"})
@@ -280,7 +281,9 @@ class Routes:
         except EngineDeadError:
             self.ending.set()
             raise
-        return json_response(asked.answer(name, created=int(self.now), fingerprint=f"vllm-{self.model.version}-fake"))
+        weights = name if path is None or path not in self.engine.unapplied else self.model.names[0]
+        fingerprint = f"vllm-{self.model.version}-fake"
+        return json_response(asked.answer(name, weights, created=int(self.now), fingerprint=fingerprint))
 
     async def _is_sleeping(self, request: web.Request) -> web.Response:
         del request

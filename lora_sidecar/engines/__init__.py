@@ -9,7 +9,17 @@ from __future__ import annotations
 from typing import Protocol
 
 from lora_sidecar.config import Config
-from lora_sidecar.model import Accepted, Adapter, Failure, Observation, Observed, Pulse, Withheld
+from lora_sidecar.model import (
+    Accepted,
+    Adapter,
+    Answer,
+    Failure,
+    Observation,
+    Observed,
+    Pulse,
+    Unfit,
+    Withheld,
+)
 
 
 class Engine(Protocol):
@@ -42,6 +52,18 @@ class Engine(Protocol):
         """Load one adapter, unless the engine is not known to be awake; never in place.
 
         `incarnation` is the life of the server for which the load was decided.
+        """
+        ...
+
+    async def unfit(self, busy_above: int) -> Unfit | None:
+        """Why no probe by inference may be sent now: with more requests than `busy_above` under way, none may."""
+        ...
+
+    async def ask(self, model: str, prompt: str, deadline: float | None) -> Answer:
+        """Ask a model for one token and its log-probabilities, at temperature 0.
+
+        Without a `deadline` (seconds) the model must be the base model: the answer then counts for the engine's pulse,
+        and is waited for until a missing one is a hang, and twice as long.
         """
         ...
 

@@ -26,6 +26,7 @@ from lora_sidecar.engines.vllm_wire import (
     Vitals,
     classify_load,
     classify_unload,
+    decode_completion,
     decode_is_paused,
     decode_is_sleeping,
     decode_listing,
@@ -37,12 +38,15 @@ from lora_sidecar.engines.vllm_wire import (
 from lora_sidecar.model import (
     Accepted,
     Adapter,
+    Answer,
     Failure,
     FailureKind,
+    NoAnswer,
     Observation,
     Observed,
     Pulse,
     Reason,
+    Unfit,
     Unknown,
     Wakefulness,
     Withheld,
@@ -51,6 +55,9 @@ from lora_sidecar.model import (
 _LOAD: Final = "/v1/load_lora_adapter"
 _UNLOAD: Final = "/v1/unload_lora_adapter"
 _UNLOAD_DEADLINE: Final = 30.0
+_COMPLETIONS: Final = "/v1/completions"
+_TOP: Final = 5
+"""Likeliest tokens whose log-probabilities are asked for; vLLM allows 20 unless told otherwise."""
 
 _HINTS: Final = {
     Reason.REFUSED: "nothing listens there; vLLM refuses connections until it is ready",
@@ -84,6 +91,7 @@ class Vllm:
         self._probe_timeout = config.heartbeat.probe_timeout
         self._list_timeout = config.heartbeat.list_timeout
         self._load_timeout = config.restore.timeout
+        self._hung_after = config.server_health.hung_after
         for server in config.servers:
             if server.name == self._name:
                 self._base_model = server.base_model
@@ -99,6 +107,35 @@ class Vllm:
 
     async def halted(self) -> bool:
         """See `engines.Engine.halted`; a pause shows only on `/is_paused` (0.12 to 0.15, later in developer mode)."""
+        _, halted = await self._standing()
+        return halted
+
+    async def unfit(self, busy_above: int) -> Unfit | None:
+        """See `engines.Engine.unfit`; `vllm:num_requests_running` and `_waiting` on `/metrics` tell."""
+        vitals, halted = await self._standing()
+        if halted:
+            return Unfit(halted=True)
+        if vitals.requests is None:
+            return Unfit(obstacle="the server's /metrics does not say how many requests it has")
+        return Unfit() if vitals.requests > busy_above else None
+
+    async def ask(self, model: str, prompt: str, deadline: float | None) -> Answer:
+        """See `engines.Engine.ask`."""
+        body = msgspec.json.encode(
+            {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": _TOP}
+        )
+        if deadline is not None:
+            return _answer(await self._transport.post(_COMPLETIONS, body, deadline))
+        with self._meter.errand() as errand:
+            reply = await self._transport.post(_COMPLETIONS, body, 2 * self._hung_after)
+            if isinstance(reply, Reply):
+                errand.answered()
+            elif reply.reason is Reason.TIMEOUT:
+                errand.timed_out()
+        return _answer(reply)
+
+    async def _standing(self) -> tuple[Vitals, bool]:
+        """What the metrics tell, and whether the engine sleeps or is paused."""
         vitals, sleeping, paused = await asyncio.gather(
             self._vitals(),
             self._transport.get("/is_sleeping", self._probe_timeout),
@@ -106,7 +143,7 @@ class Vllm:
         )
         asleep = isinstance(sleeping, Reply) and sleeping.ok and decode_is_sleeping(sleeping.body)
         halted = isinstance(paused, Reply) and paused.ok and decode_is_paused(paused.body)
-        return vitals.awake is False or bool(asleep) or bool(halted)
+        return vitals, vitals.awake is False or bool(asleep) or bool(halted)
 
     async def observe(self, trusted: Observed | None) -> Observation:
         """See `engines.Engine.observe`."""
@@ -245,6 +282,12 @@ def _refusal(path: str, reply: Reply) -> Broken:
     if reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR or reply.status == HTTPStatus.TOO_MANY_REQUESTS:
         return Broken(Reason.SERVER_ERROR, detail, sent=True)
     return Broken(Reason.WRONG_SERVER, detail, sent=True)
+
+
+def _answer(reply: Reply | Broken) -> Answer:
+    if isinstance(reply, Broken):
+        return NoAnswer(sentence(f"{reply.reason.value}: {reply.detail}"))
+    return decode_completion(reply.status, reply.body)
 
 
 def _failure(broken: Broken) -> Failure:

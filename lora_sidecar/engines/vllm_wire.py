@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from lora_sidecar.model import Accepted, BaseModel, Failure, FailureKind, Listed
+from lora_sidecar.model import Accepted, Answer, BaseModel, Failure, FailureKind, Listed, NoAnswer, Said
 
 MESSAGE_LIMIT = 400
 """Characters that are kept of a server's sentence."""
@@ -78,14 +78,20 @@ def decode_listing(body: bytes) -> Listing | BadListing:
 
 
 _START_TIME = re.compile(rb"^process_start_time_seconds(?:\{[^}]*\})? (\S+)", re.MULTILINE)
+_REQUESTS = re.compile(rb"^vllm:num_requests_(running|waiting)(?:\{[^}]*\})? (\S+)", re.MULTILINE)
+_REQUEST_STATES = frozenset({b"running", b"waiting"})
 _SLEEP_STATE = re.compile(rb'^vllm:engine_sleep_state\{[^}]*sleep_state="([a-z_]+)"[^}]*\} (\S+)', re.MULTILINE)
 
 
 class Vitals(Struct, frozen=True):
-    """What `/metrics` tells: when the process started (Unix seconds), whether every engine is awake; None is unsaid."""
+    """What `/metrics` tells: when the process started (Unix seconds), whether every engine is awake; None is unsaid.
+
+    `requests` counts those that run or wait, of all engines (vLLM 0.32.0: 0 when idle, 1 during one stream).
+    """
 
     start_time: float | None = None
     awake: bool | None = None
+    requests: float | None = None
 
 
 def decode_metrics(body: bytes) -> Vitals:
@@ -97,7 +103,10 @@ def decode_metrics(body: bytes) -> Vitals:
     states = [(state, _number(value)) for state, value in _SLEEP_STATE.findall(body)]
     asleep = any(value != (1.0 if state == b"awake" else 0.0) for state, value in states)
     awake = None if not any(state == b"awake" for state, _ in states) else not asleep
-    return Vitals(start_time=starts.pop() if len(starts) == 1 else None, awake=awake)
+    counts = [(state, _number(value)) for state, value in _REQUESTS.findall(body)]
+    told = len({state for state, value in counts if value is not None}) == len(_REQUEST_STATES)
+    requests = sum(value or 0.0 for _, value in counts) if told else None
+    return Vitals(starts.pop() if len(starts) == 1 else None, awake, requests)
 
 
 def _number(text: bytes) -> float | None:
@@ -124,6 +133,34 @@ def decode_is_paused(body: bytes) -> bool | None:
             return paused
         case _:
             return None
+
+
+class _Logprobs(Struct):
+    top_logprobs: list[dict[str, float]]
+
+
+class _Choice(Struct):
+    logprobs: _Logprobs
+
+
+class _Completion(Struct):
+    choices: list[_Choice]
+
+
+_COMPLETION = msgspec.json.Decoder(_Completion)
+
+
+def decode_completion(status: int, body: bytes) -> Answer:
+    """Read the log-probabilities of the first token out of `/v1/completions`."""
+    if status != 200:  # noqa: PLR2004 - the status is the point
+        return NoAnswer(_named(status, _message(body)), status)
+    try:
+        decoded = _COMPLETION.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        return NoAnswer(f"not a completion with log-probabilities: {sentence(str(error))}", status)
+    if not decoded.choices or not decoded.choices[0].logprobs.top_logprobs:
+        return NoAnswer("a completion without log-probabilities", status)
+    return Said(tuple(sorted(decoded.choices[0].logprobs.top_logprobs[0].items())))
 
 
 def is_route_absent(status: int, body: bytes) -> bool:

@@ -8,7 +8,7 @@ HEALTHY = "/serverz/vllm"
 
 
 async def test_a_hung_engine_fails_serverz_and_nothing_else(new_sidecar: NewSidecar, start_vllm: StartVllm) -> None:
-    """With a load that is never answered /serverz turns 503 with the reason, and 200 by itself when the engine goes on."""
+    """With a load that gets no answer /serverz turns 503 with the reason, and 200 by itself when the engine goes on."""
     vllm = await start_vllm()
     sidecar = new_sidecar(vllm.url, [{"name": "one", "path": "/adapters/one"}], server_health={"hung_after": "1s"})
     vllm.stop_engine()
