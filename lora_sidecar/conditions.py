@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from lora_sidecar.events import Event, Fact, info, legible, shown, warning
 from lora_sidecar.model import Adapter, FailureKind, Observed, Origin, Wakefulness, Withheld
-from lora_sidecar.work import Attempt, Condition, ConditionType, Drift, Hold, Work
+from lora_sidecar.work import Attempt, Condition, ConditionType, Hold, Work
 
 _HINTS: Mapping[ConditionType, str] = {
     ConditionType.RUNTIME_LOADING_DISABLED: "start vLLM with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True",
@@ -19,7 +19,8 @@ _HINTS: Mapping[ConditionType, str] = {
     ConditionType.BASE_MODEL_CHANGED: "load them again under this base model, or serve the former one",
     ConditionType.ADAPTER_NAME_TAKEN: "give the adapter another name: a request for this one gets the base model",
     ConditionType.ADAPTER_FAILING: "the reason is the server's own; mend the files or the server's flags",
-    ConditionType.ADAPTER_PATH_DIFFERS: "unload the adapter to have it restored from the configured path",
+    ConditionType.ADAPTER_PATH_DIFFERS: "give the new weights a name of their own, restart the server, or unload it",
+    ConditionType.PRUNE_REFUSED: "was the config emptied by mistake? unload them by hand if it was not",
     ConditionType.ADOPTION_REFUSED: "they will not come back after a restart; widen policy.adopt or declare them",
 }
 
@@ -31,19 +32,22 @@ def conditions_of(
     missing: Mapping[str, Adapter],
     blocked: Mapping[str, str],
     refused: Mapping[str, str],
+    spared: str = "",
 ) -> tuple[Condition, ...]:
     """The conditions that hold after a good listing.
 
     `missing` are the adapters to be restored, `blocked` those of them that must not be, `refused` the listed names
-    that were not adopted; the last two map to reasons.
+    that were not adopted; the last two map to reasons. `spared` is why nothing is pruned, empty where nothing is to be.
     """
     held = [
         *_loading(seen, work.hold),
         *_wakefulness(work.withheld),
         *_blocked(blocked, {base.id for base in seen.bases}),
         *_failing(work.attempts, missing),
-        *_differing(work.drift, desired),
+        *_differing(work, desired),
     ]
+    if spared:
+        held.append(_condition(ConditionType.PRUNE_REFUSED, spared))
     if refused:
         held.append(_condition(ConditionType.ADOPTION_REFUSED, _listing(refused)))
     return tuple(held)
@@ -88,10 +92,11 @@ def _failing(attempts: Mapping[str, Attempt], missing: Mapping[str, Adapter]) ->
         yield _condition(ConditionType.ADAPTER_FAILING, _listing(failing))
 
 
-def _differing(drift: Drift, desired: Mapping[str, Adapter]) -> Iterable[Condition]:
+def _differing(work: Work, desired: Mapping[str, Adapter]) -> Iterable[Condition]:
     differing = {
         name: f"listed with another path than the configured {desired[name].path}"
-        for name in drift.replaced
+        + (f"; {work.path_reasons[name]}" if name in work.path_reasons else "")
+        for name in work.drift.replaced
         if desired[name].origin is Origin.DECLARED
     }
     if differing:

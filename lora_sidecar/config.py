@@ -94,13 +94,21 @@ class AdoptConfig(Struct, frozen=True):
 
 
 class PolicyConfig(Struct, frozen=True):
-    """What to do about adapters that others load and unload."""
+    """What to do about adapters that others load and unload, and that the config changes or removes."""
 
     adopt: Annotated[AdoptConfig, Key("Which adapters that someone else loaded are remembered.")] = AdoptConfig()
     on_external_unload: Annotated[
         Literal["forget", "restore"],
         Key("What to do when a learned adapter was unloaded on purpose; a declared one is always restored."),
     ] = "forget"
+    replace: Annotated[
+        Literal["never", "safe", "always"],
+        Key(
+            "Load a declared adapter anew that is listed with another path; safe: only where the server's prefix cache "
+            "cannot go on with the former weights."
+        ),
+    ] = "safe"
+    prune: Annotated[bool, Key("Unload a declared adapter that is removed from the config.")] = False
 
 
 class HeartbeatConfig(Struct, frozen=True):
@@ -211,7 +219,9 @@ class Config(Struct, frozen=True):
 
     servers: Annotated[tuple[ServerConfig, ...], Key("The servers of this pod to guard.", Listing(64, fewest=1))]
     adapters: Annotated[tuple[AdapterConfig, ...], Key("Adapters that are always wanted.", Listing(10_000))] = ()
-    policy: Annotated[PolicyConfig, Key("What to do about adapters that others load and unload.")] = PolicyConfig()
+    policy: Annotated[PolicyConfig, Key("What to do about adapters that others load, and that the config changes.")] = (
+        PolicyConfig()
+    )
     heartbeat: Annotated[HeartbeatConfig, Key("How often and how patiently a server is looked at.")] = HeartbeatConfig()
     restore: Annotated[RestoreConfig, Key("How missing adapters are loaded.")] = RestoreConfig()
     verify: Annotated[VerifyConfig, Key("What proves that an adapter is there.")] = VerifyConfig()

@@ -166,6 +166,7 @@ class _Daemon:
             for watch in self._watches:
                 group.create_task(watch.run(), name="watch")
                 group.create_task(watch.restorer.run(), name="restore")
+                group.create_task(watch.retirer.run(), name="retire")
                 group.create_task(watch.verifier.run(), name="verify")
 
     def _apply(self, config: Config) -> None:

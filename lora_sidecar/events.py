@@ -43,6 +43,8 @@ class Event(StrEnum):
     ADAPTER_REPLACED = "adapter.replaced"
     ADAPTER_DECLARED = "adapter.declared"
     ADAPTER_RELEASED = "adapter.released"
+    ADAPTER_RETIRED = "adapter.retired"
+    UNLOAD_FAILED = "unload.failed"
     RESTORE_STARTED = "restore.started"
     RESTORE_SUCCEEDED = "restore.succeeded"
     RESTORE_FAILED = "restore.failed"

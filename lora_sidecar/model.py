@@ -84,7 +84,7 @@ class Observed(Struct, frozen=True):
 
     `at` is when the listing was asked for. `start_time` is the server's `process_start_time_seconds`, read before
     this listing or carried over from a listing since which nothing changed; None where unknown. `runtime_loading`
-    is whether the server has the load route, None where that was not found out.
+    is whether the server has the load route, None where that was not found out. `version` is the server's own word.
     """
 
     at: float
@@ -92,6 +92,7 @@ class Observed(Struct, frozen=True):
     adapters: tuple[Listed, ...]
     start_time: float | None = None
     runtime_loading: bool | None = None
+    version: str | None = None
 
 
 class Reason(StrEnum):
@@ -228,3 +229,12 @@ class Outcome(Struct, frozen=True):
     result: Result
     at: float
     seconds: float
+
+
+class Unloaded(Struct, frozen=True):
+    """How one unload went; `at` is when it ended. Accepted also where the adapter was not loaded (`already`)."""
+
+    name: str
+    incarnation: int
+    result: Accepted | Failure
+    at: float

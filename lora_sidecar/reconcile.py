@@ -16,14 +16,14 @@ from typing import assert_never
 from msgspec import Struct
 from msgspec.structs import replace
 
-from lora_sidecar import outage
+from lora_sidecar import outage, replacement
 from lora_sidecar.attempts import Clock, absorb, settle, undecided
 from lora_sidecar.conditions import conditions_of, transitions
 from lora_sidecar.config import AdoptConfig, BackoffConfig, Config, HeartbeatConfig
 from lora_sidecar.desired import adopt, forget, same_base, same_path
 from lora_sidecar.events import Event, Fact, info, legible, shown, warning
 from lora_sidecar.lineage import Evidence, Judgement, judge
-from lora_sidecar.model import Adapter, BaseModel, Desired, Observation, Observed, Origin, Outcome, Unknown
+from lora_sidecar.model import Adapter, BaseModel, Desired, Observation, Observed, Origin, Outcome, Unknown, Unloaded
 from lora_sidecar.work import Attempt, Drift, Plan, Verdict, Work
 
 _SIGHTINGS = 2
@@ -37,12 +37,14 @@ class Policy(Struct, frozen=True):
     forget_unloaded: bool
     backoff: BackoffConfig
     heartbeat: HeartbeatConfig
+    retire: replacement.Rule = replacement.Rule()
 
     @staticmethod
     def of(config: Config) -> Policy:
         """The policy that a config asks for."""
         forgets = config.policy.on_external_unload == "forget"
-        return Policy(config.policy.adopt, forgets, config.restore.backoff, config.heartbeat)
+        retire = replacement.Rule(config.policy.replace, config.policy.prune, bool(config.adapters))
+        return Policy(config.policy.adopt, forgets, config.restore.backoff, config.heartbeat, retire)
 
 
 def reconcile(
@@ -53,14 +55,17 @@ def reconcile(
     *,
     outcomes: Iterable[Outcome],
     clock: Clock,
+    retired: Iterable[Unloaded] = (),
 ) -> Plan:
     """The plan that follows from one observation.
 
-    `outcomes` are those of the loads that ended since the last reconcile. In the plan, `desired` is the very object
-    passed in if nothing durable changed.
+    `outcomes` and `retired` are those of the loads and retirements that ended since the last reconcile. In the plan,
+    `desired` is the very object passed in if nothing durable changed.
     """
     server, noticed = outage.advance(work.server, seen, policy.heartbeat)
     work, failures = absorb(work, outcomes, seen, desired.incarnation.number, policy.backoff, clock)
+    work, undone = replacement.absorb(work, retired, desired, policy.backoff, clock.now)
+    failures += undone
     match seen:
         case Unknown():
             recovery = outage.begin(work.recovery, work.server, server, seen)
@@ -77,23 +82,28 @@ def _plan(desired: Desired, seen: Observed, work: Work, policy: Policy, judgemen
     listed = {card.name: card.path for card in seen.adapters}
     last = work.last
     if judgement.restarted:
-        work = replace(work, missed={}, attempts={}, hold=None, withheld=None, restoring=False)
+        work = replace(work, missed={}, attempts={}, hold=None, withheld=None, restoring=False, swaps={}, prunes={})
 
     desired, restarted = _enter(desired, judgement, listed, watched=last is not None)
     desired, refused, adopted = adopt(desired, seen.adapters, seen.bases, policy.adopt)
     desired = _remember_listed(desired, listed)
+    sight = replacement.Seen(listed, seen.at, seen.version)
+    desired, work, replaced = replacement.advance(desired, work, sight, clock.now)
     desired, missed, missing, forgotten = _tell_unloaded_from_lost(desired, work.missed, listed, policy, judgement)
     if not missing:
         work = replace(work, hold=None, withheld=None)
     blocked = _blocked(missing, seen.bases)
     attempts, settled = settle(work.attempts, listed, desired.adapters, seen.at, policy.backoff, clock)
+    steady = not missing and not missed and seen.runtime_loading is not False
+    work, retires = replacement.retire(desired, work, sight, policy.retire, clock.now, steady=steady)
     drift, drifted = _drift(work.drift, desired, listed, missing, refused)
 
     lost = frozenset(missing)
     recovery = outage.resume(work.recovery, judgement, last, lost, seen.at)
     recovery, concluded = outage.conclude(recovery, desired, attempts, lost, blocked, seen.at)
     work = replace(work, last=seen, missed=missed, attempts=attempts, drift=drift, recovery=recovery)
-    conditions = conditions_of(work, seen, desired.adapters, missing, blocked, refused)
+    spared = replacement.spared(desired, sight, policy.retire)
+    conditions = conditions_of(work, seen, desired.adapters, missing, blocked, refused, spared)
     changed = transitions(work.conditions, conditions)
     work = replace(work, conditions=conditions)
 
@@ -105,9 +115,10 @@ def _plan(desired: Desired, seen: Observed, work: Work, policy: Policy, judgemen
         work=work,
         verdict=_verdict(missing, restores),
         restores=restores,
+        retires=retires,
         observed_at=seen.at,
         wake_at=wake_at,
-        facts=(*restarted, *adopted, *forgotten, *drifted, *settled, *changed, *started, *concluded),
+        facts=(*restarted, *replaced, *adopted, *forgotten, *drifted, *settled, *changed, *started, *concluded),
     )
 
 
@@ -229,7 +240,7 @@ def _due(
             wake_at = attempt.not_before if wake_at is None else min(wake_at, attempt.not_before)
         else:
             due.append(adapter)
-    return tuple(sorted(due, key=_urgency)), wake_at
+    return tuple(replacement.source(adapter, work.swaps) for adapter in sorted(due, key=_urgency)), wake_at
 
 
 def _started(restores: tuple[Adapter, ...], judgement: Judgement) -> tuple[Fact, ...]:

@@ -23,6 +23,7 @@ from lora_sidecar.model import Desired, Incarnation, Observed
 from lora_sidecar.outage import next_look
 from lora_sidecar.reconcile import Policy, reconcile
 from lora_sidecar.restorer import Restorer
+from lora_sidecar.retirer import Retirer
 from lora_sidecar.status import Board, ServerStatus
 from lora_sidecar.verifier import Verifier
 from lora_sidecar.work import Plan, ServerState, Work
@@ -60,6 +61,7 @@ class Watch:
         self._look = asyncio.Event()
         self.restorer = Restorer(engine, clock.now, self.look)
         self._checkup = Checkup(engine)
+        self.retirer = Retirer(engine, clock.now, self.look)
         self.verifier = Verifier(engine, clock.now, report)
 
     async def open(self) -> None:
@@ -94,6 +96,7 @@ class Watch:
             self._work,
             Policy.of(config),
             outcomes=self.restorer.drain(),
+            retired=self.retirer.drain(),
             clock=Clock(self._clock.now(), self._clock.jitter()),
         )
         self._work = plan.work
@@ -101,6 +104,7 @@ class Watch:
         self._desired, facts = await self._keeper.keep(plan.desired)
         self._report(*facts)
         self.restorer.offer(plan)
+        self.retirer.offer(plan)
         self._report(*self.verifier.offer(plan, config))
         self._report(*await self._checkup.make(plan.work.server, config.server_health, self._clock.now()))
         self._publish(plan, began, config)

@@ -62,6 +62,41 @@ class Attempt(Struct, frozen=True):
     listed_since: float | None = None
 
 
+class Stage(StrEnum):
+    """How far a replacement is."""
+
+    UNLOADING = "unloading"
+    LOADING = "loading"
+    REVERTING = "reverting"
+    """The new path could not be loaded, so the former one is loaded again."""
+    DONE = "done"
+    REFUSED = "refused"
+
+
+class Swap(Struct, frozen=True):
+    """One adapter that is listed from `old` and is to be loaded from `new` under the same name.
+
+    `told_at` is when the server said that it is unloaded. `failures` is how many failed loads are accounted for,
+    `flips` how often the path to load was changed since. `why` is what went wrong, `retry_at` when it is tried again.
+    """
+
+    old: str
+    new: str
+    stage: Stage = Stage.UNLOADING
+    told_at: float | None = None
+    failures: int = 0
+    flips: int = 0
+    why: str = ""
+    retry_at: float = float("inf")
+
+
+class Retire(Struct, frozen=True):
+    """An adapter to be unloaded because of the config; `successor` is what is loaded under its name then, or None."""
+
+    name: str
+    successor: Adapter | None = None
+
+
 class Hold(Struct, frozen=True):
     """A reason of the whole server for which nothing is loaded before `until`; `failures` counts it in a row."""
 
@@ -103,6 +138,7 @@ class ConditionType(StrEnum):
     ADAPTER_NOT_APPLIED = "AdapterNotApplied"
     VERIFICATION_WITHHELD = "VerificationWithheld"
     ADAPTER_PATH_DIFFERS = "AdapterPathDiffers"
+    PRUNE_REFUSED = "PruneRefused"
     ADOPTION_REFUSED = "AdoptionRefused"
     CHECKPOINT_NOT_PERSISTED = "CheckpointNotPersisted"
     CONFIG_REJECTED = "ConfigRejected"
@@ -136,7 +172,9 @@ class Work(Struct, frozen=True):
 
     `last` is the last good listing. `missed` counts, for adapters that were listed in this incarnation, the listings
     in a row without them. `attempts` has an entry only where a load was tried in this incarnation. `restoring` is
-    whether a restore was begun that is not over, so that its beginning is told once.
+    whether a restore was begun that is not over, so that its beginning is told once. `swaps` are the replacements of
+    this incarnation, `prunes` the unloads of removed adapters that failed, and `path_reasons` says for each declared
+    adapter that is listed with another path why it still is.
     """
 
     server: ServerState = ServerState()
@@ -149,6 +187,9 @@ class Work(Struct, frozen=True):
     drift: Drift = Drift()
     conditions: tuple[Condition, ...] = ()
     restoring: bool = False
+    swaps: Mapping[str, Swap] = {}
+    prunes: Mapping[str, Attempt] = {}
+    path_reasons: Mapping[str, str] = {}
 
 
 class Verdict(StrEnum):
@@ -164,14 +205,15 @@ class Plan(Struct, frozen=True):
     """What follows from one observation.
 
     `restores` are to be loaded in this order, and only while the server is in `incarnation`; `observed_at` is when
-    the listing behind them was asked for. `wake_at` is when there may be something to do before the next heartbeat
-    is due, None if there is nothing to wait for.
+    the listing behind them was asked for. `retires` are to be unloaded, under the same condition. `wake_at` is when
+    there may be something to do before the next heartbeat is due, None if there is nothing to wait for.
     """
 
     desired: Desired
     work: Work
     verdict: Verdict
     restores: tuple[Adapter, ...] = ()
+    retires: tuple[Retire, ...] = ()
     observed_at: float = 0.0
     wake_at: float | None = None
     facts: tuple[Fact, ...] = ()

@@ -31,6 +31,7 @@ from lora_sidecar.engines.vllm_wire import (
     decode_is_sleeping,
     decode_listing,
     decode_metrics,
+    decode_version,
     error_text,
     is_route_absent,
     sentence,
@@ -156,12 +157,12 @@ class Vllm:
             return listing
         if trusted is not None and _same(listing, trusted):
             return replace(trusted, at=at)
-        vitals, runtime_loading = await asyncio.gather(self._vitals(), self._has_load_route())
+        vitals, runtime_loading, version = await asyncio.gather(self._vitals(), self._has_load_route(), self._version())
         at = self._now()
         listing = await self._list()
         if isinstance(listing, Unknown):
             return listing
-        return Observed(at, listing.bases, listing.adapters, vitals.start_time, runtime_loading)
+        return Observed(at, listing.bases, listing.adapters, vitals.start_time, runtime_loading, version)
 
     async def load(self, adapter: Adapter, incarnation: int) -> Accepted | Failure | Withheld:
         """See `engines.Engine.load`. `load_inplace` is never sent: before 0.33 it sticks, and re-reads the disk."""
@@ -230,6 +231,10 @@ class Vllm:
     async def _vitals(self) -> Vitals:
         reply = await self._transport.get("/metrics", self._probe_timeout)
         return decode_metrics(reply.body) if isinstance(reply, Reply) and reply.ok else Vitals()
+
+    async def _version(self) -> str | None:
+        reply = await self._transport.get("/version", self._probe_timeout)
+        return decode_version(reply.body) if isinstance(reply, Reply) and reply.ok else None
 
     async def _has_load_route(self) -> bool | None:
         """Whether adapters can be loaded at run time: asked with a GET, the route of a POST answers 405."""

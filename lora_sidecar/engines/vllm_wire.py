@@ -126,6 +126,15 @@ def decode_is_sleeping(body: bytes) -> bool | None:
             return None
 
 
+def decode_version(body: bytes) -> str | None:
+    """Read `/version`; None for anything else than its answer."""
+    match _decoded(body):
+        case {"version": str(version)}:
+            return sentence(version)
+        case _:
+            return None
+
+
 def decode_is_paused(body: bytes) -> bool | None:
     """Read `/is_paused`, beside `/pause` and `/resume`; None for anything else than its answer."""
     match _decoded(body):

@@ -79,7 +79,10 @@ class Pod:
         self.watch = Watch("vllm", config, self._engine, self._keeper, self.board, self._report, clock)
         await self.watch.open()
         self._tasks = [asyncio.create_task(self.watch.run()), asyncio.create_task(self.watch.restorer.run())]
-        self._tasks.append(asyncio.create_task(self.watch.verifier.run()))
+        self._tasks += [
+            asyncio.create_task(self.watch.retirer.run()),
+            asyncio.create_task(self.watch.verifier.run()),
+        ]
 
     async def die(self) -> None:
         """End the sidecar, as a kill does: nothing is written on the way out."""

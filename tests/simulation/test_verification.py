@@ -64,7 +64,8 @@ async def test_a_listed_adapter_that_answers_nothing_is_named(make_pod: PodMaker
     async def dead(request: web.Request) -> web.StreamResponse:
         if (await request.json())["model"] == "two":
             return web.json_response({"error": {"message": "its weights are gone"}}, status=500)
-        return await pod.server.routes._complete(request)
+        answer: web.StreamResponse = await pod.server.routes._complete(request)
+        return answer
 
     async with make_pod(TWO, PROBE) as pod:
         pod.server.override(*COMPLETE, dead, times=None)
