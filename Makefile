@@ -1,18 +1,29 @@
 # make demo    what it does, in under half a minute
 # make test    lint, types, import contracts and the tests, with coverage
+# make bench   what it costs and how fast it is (bench-vllm: with a real vLLM)
+# make check-ops   the page in a browser, and metrics and rules under Prometheus' own tool; `make ops-tools` installs
+#             both on Debian
+# make check-kubernetes  what config/kubernetes renders to, held against the schemas (needs kubectl)
+# make check-image       builds the image without a registry and runs it (`make image-tools` installs what it needs on Debian)
 # make test-vllm   the tests against a real vLLM on the CPU (installs it once, about 3.5 GB)
 
 PYTHON ?= python3
 VENV ?= .venv
 VLLM_ENV ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lora-sidecar/vllm-0.32.0
 WORKERS ?= 2
+SEEDS ?= 2000
+FIRST ?= 0
 # One server at a time, shared by the tests of a suite: each takes a minute to start, and 3 GB.
 REAL = -m vllm -p no:xdist -p no:randomly --durations=5
+# These need more than Python: `make test-vllm`, `make check-kubernetes`, `make check-image`.
+NOT_HERE = --ignore tests/e2e --ignore tests/kubernetes --ignore tests/image
+ALONE = -p no:xdist -p no:randomly
 PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: demo test lint types contracts tests test-vllm vllm-env lock image clean
+.PHONY: demo test simulate lint types contracts tests check-ops ops-tools check-kubernetes check-image image-tools \
+    test-vllm bench bench-vllm plots vllm-env lock image clean
 
 demo: $(VENV)/.runtime
 	@$(VENV)/bin/python -m lora_sidecar demo
@@ -23,6 +34,10 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
+# A long hunt through simulated worlds, on all cores: make simulate SEEDS=20000, or FIRST=1000 to begin elsewhere.
+simulate: $(VENV)/.dev
+	$(VENV)/bin/python -m tests.simulation.hunt --seeds $(SEEDS) --first $(FIRST)
+
 types: $(VENV)/.dev
 	$(VENV)/bin/mypy
 
@@ -30,11 +45,44 @@ contracts: $(VENV)/.dev
 	$(VENV)/bin/lint-imports
 
 tests: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --ignore tests/e2e --cov --cov-report=term --durations=5
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not tools" $(NOT_HERE) --cov --cov-report=term --durations=5
+
+check-ops: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest -m tools -p no:xdist --durations=5 tests/ops tests/browser
+
+# As root on Debian; elsewhere, install promtool (Prometheus) and Chromium by other means.
+ops-tools:
+	@command -v promtool >/dev/null && command -v chromium >/dev/null || \
+	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	      apt-get install -y -qq --no-install-recommends prometheus chromium fonts-dejavu-core; }
+
+check-kubernetes: $(VENV)/.kubernetes
+	$(VENV)/bin/python -m pytest $(ALONE) tests/kubernetes
+
+# The set-up builds the image, which is part of the first test's time.
+check-image: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest $(ALONE) -o timeout=300 tests/image
+
+# As root on Debian.
+image-tools:
+	@command -v podman >/dev/null && command -v runc >/dev/null || \
+	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	      apt-get install -y -qq --no-install-recommends podman runc; }
 
 test-vllm: $(VENV)/.dev vllm-env
 	LORA_SIDECAR_VLLM_PYTHON=$(VLLM_ENV)/bin/python $(VENV)/bin/python -m pytest $(REAL) tests/contract
 	LORA_SIDECAR_VLLM_PYTHON=$(VLLM_ENV)/bin/python $(VENV)/bin/python -m pytest $(REAL) tests/e2e -s
+
+bench: $(VENV)/.dev
+	$(VENV)/bin/python -m benchmarks
+	@$(MAKE) --no-print-directory plots
+
+bench-vllm: $(VENV)/.dev vllm-env
+	LORA_SIDECAR_VLLM_PYTHON=$(VLLM_ENV)/bin/python $(VENV)/bin/python -m benchmarks --real
+	@$(MAKE) --no-print-directory plots
+
+plots: $(VENV)/.bench
+	$(VENV)/bin/python -m benchmarks.plots
 
 vllm-env:
 	PYTHON=$(PYTHON) bash scripts/vllm-env.sh $(VLLM_ENV)
@@ -54,15 +102,34 @@ $(VENV)/.dev: locks/dev.txt pyproject.toml $(VENV)/.runtime
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# What draws the plots is in no other environment.
+$(VENV)/.bench: locks/bench.txt $(VENV)/.dev
+	@echo "adding locks/bench.txt to $(VENV)"
+	@$(PIP) install --require-hashes -r locks/bench.txt
+	@touch $@
+
+$(VENV)/.kubernetes: locks/kubernetes.txt $(VENV)/.dev
+	@$(PIP) install --require-hashes -r locks/kubernetes.txt
+	@touch $@
+
 # Needs `uv`; run it after changing the dependencies in pyproject.toml.
 lock:
 	uv pip compile --universal --generate-hashes --python-version 3.11 --no-annotate --no-header --no-emit-index-url \
 	    -o locks/runtime.txt pyproject.toml
 	uv pip compile --universal --generate-hashes --python-version 3.11 --no-annotate --no-header --no-emit-index-url \
 	    -c locks/runtime.txt --group dev -o locks/dev.txt pyproject.toml
+	uv pip compile --universal --generate-hashes --python-version 3.11 --no-annotate --no-header --no-emit-index-url \
+	    -c locks/dev.txt --group bench -o locks/bench.txt
+	uv pip compile --universal --generate-hashes --python-version 3.11 --no-annotate --no-header --no-emit-index-url \
+	    -c locks/dev.txt --group kubernetes -o locks/kubernetes.txt
 
+# With whichever of the three is there; docker counts only where its daemon answers.
+IMAGE ?= lora-sidecar
+BUILDER ?= $(firstword $(shell docker info >/dev/null 2>&1 && echo docker) $(notdir $(shell command -v podman buildah 2>/dev/null)))
 image:
-	docker build -t lora-sidecar .
+	@test -n "$(BUILDER)" || { echo "make image needs docker (with its daemon), podman or buildah"; exit 1; }
+	$(BUILDER) build $(if $(filter docker,$(BUILDER)),,--format docker) --build-arg REVISION=$(shell git rev-parse HEAD) \
+	    $(BUILD_ARGS) -t $(IMAGE) .
 
 clean:
 	rm -rf $(VENV) .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache *.egg-info

@@ -56,11 +56,15 @@ class Note(Struct, frozen=True):
 
 
 class Loaded(Struct, frozen=True):
-    """What the directory held. Where `source` is "previous", the next save should not wait for a change."""
+    """What the directory held. Where `source` is "previous", the next save should not wait for a change.
+
+    Nor where it is not `durable`: a power loss could still bring back the generation before it.
+    """
 
     checkpoint: Checkpoint | None
     source: Literal["current", "previous", "none"]
     notes: tuple[Note, ...] = ()
+    durable: bool = True
 
 
 class _Found(Struct, frozen=True):
@@ -147,7 +151,15 @@ class Store:
             return Loaded(None, "none", tuple(notes))
         # Two current files are there where a crash fell between the two halves of a change of format.
         best = max(found, key=lambda one: (one.current, one.checkpoint.generation, one.configured))
-        return Loaded(best.checkpoint, "current" if best.current else "previous", tuple(notes))
+        return Loaded(best.checkpoint, "current" if best.current else "previous", tuple(notes), self._synced())
+
+    def _synced(self) -> bool:
+        """Make durable what a process renamed that did not live to sync it; whether that is done."""
+        try:
+            self._disk.fsync_directory(self._opened())
+        except OSError:
+            return False
+        return True
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Replace the file; on return the new generation is durable.

@@ -1,10 +1,11 @@
-"""The command line: `run`, `check`, `schema`, `checkpoint show|verify`, `demo`.
+"""The command line: to run, to check a config, to ask a running sidecar, to look at a checkpoint, to show a demo.
 
 The trap guarded against is a check that needs what it checks: `check` and `checkpoint` touch no server, no lock and no
 port, and the daemon is imported only to be run.
 
-Exit codes: 0 done, or stopped by a signal; 64 usage; 65 a checkpoint that does not verify; 70 a bug; 75 the lock is
-held; 78 bad config.
+Exit codes: 0 done, or stopped by a signal; 1 refused by the sidecar or the server, or not alive; 64 usage; 65 a
+checkpoint that does not verify; 69 no sidecar answers; 70 a bug; 75 the lock is held; 77 the token is missing or wrong;
+78 bad config.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from typing import Final, NoReturn
 from lora_sidecar import __version__
 from lora_sidecar.checkpoint import read_file
 from lora_sidecar.codec import Checkpoint, Corrupt, TooNew, decode
-from lora_sidecar.config import json_schema, parse
+from lora_sidecar.config import OpsConfig, json_schema, parse
 from lora_sidecar.errors import CheckpointError, ConfigError
+from lora_sidecar.lean import without_system_certificates
 from lora_sidecar.reload import read
 
+NOT_ALIVE: Final = 1
 USAGE: Final = 64
 BAD_DATA: Final = 65
 BAD_CONFIG: Final = 78
@@ -45,10 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run(options.config)
         case "check":
             return _check(options.config)
+        case "status" | "adapters" | "pause" | "resume":
+            return _ask(options)
         case "schema":
             return _schema()
         case "checkpoint":
             return _checkpoint(options.action, options.file)
+        case "healthcheck":
+            return _healthcheck(options.config)
         case "demo":
             return _demo()
         case _:
@@ -63,12 +70,73 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--config", default=DEFAULT_CONFIG, help="the YAML file (default: %(default)s)")
     check = commands.add_parser("check", help="say everything that is wrong with a config, without starting")
     check.add_argument("--config", default=DEFAULT_CONFIG, help="the YAML file (default: %(default)s)")
+    _add_questions(commands)
     commands.add_parser("schema", help="print the JSON Schema of the config")
     checkpoint = commands.add_parser("checkpoint", help="look at a checkpoint file")
     checkpoint.add_argument("action", choices=["show", "verify"])
     checkpoint.add_argument("file", help="the checkpoint's path")
+    health = commands.add_parser("healthcheck", help="ask the sidecar of this host whether it is alive")
+    health.add_argument("--config", default=DEFAULT_CONFIG, help="the YAML file it runs with (default: %(default)s)")
     commands.add_parser("demo", help="kill a small vLLM-compatible server and watch its adapters come back")
     return parser
+
+
+def _add_questions(commands: argparse._SubParsersAction[_Parser]) -> None:
+    """Add the commands that ask a running sidecar."""
+    where = _Parser(add_help=False)
+    where.add_argument("--config", default=DEFAULT_CONFIG, help="names the control port (default: %(default)s)")
+    where.add_argument("--url", help="the control port itself, http://host:port, instead of a config")
+    where.add_argument("--token-file", help="the file with its token, with --url")
+    where.add_argument("--server", help="the server's name in the config, where there are several")
+    status = commands.add_parser("status", parents=[where], help="what is known of servers and adapters")
+    status.add_argument("--json", action="store_true", help="as one line of JSON")
+    status.add_argument("--watch", nargs="?", type=_seconds, const=2.0, metavar="SECONDS", help="again and again")
+    adapters = commands.add_parser("adapters", help="list, load and unload adapters")
+    actions = adapters.add_subparsers(dest="action", required=True, parser_class=_Parser)
+    listing = actions.add_parser("list", parents=[where], help="the adapters that are remembered, and their state")
+    listing.add_argument("--json", action="store_true", help="as one line of JSON")
+    load = actions.add_parser("load", parents=[where], help="load an adapter, now and after every restart")
+    load.add_argument("name")
+    load.add_argument("path", help="a folder that the server sees, or a hub id")
+    unload = actions.add_parser("unload", parents=[where], help="unload an adapter, and do not load it again")
+    unload.add_argument("name")
+    pause = commands.add_parser("pause", parents=[where], help="load and unload nothing until resume")
+    pause.add_argument("reason", help="what people read in readiness and status meanwhile")
+    commands.add_parser("resume", parents=[where], help="end a pause")
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0.1 <= seconds <= 3600:  # noqa: PLR2004 - bounds that nobody needs to leave
+        raise ValueError(text)
+    return seconds
+
+
+def _ask(options: argparse.Namespace) -> int:
+    from lora_sidecar import console  # noqa: PLC0415 - no part of the daemon
+
+    if options.url is not None:
+        target = console.Target(options.url, options.token_file)
+    else:
+        try:
+            target = console.Target.of(parse(read(options.config), options.config))
+        except ConfigError as error:
+            _print_problems(error)
+            return BAD_CONFIG
+    server: str | None = options.server
+    match (options.command, getattr(options, "action", None)):
+        case ("status", _):
+            return console.status(target, server, as_json=options.json, watch=options.watch)
+        case ("adapters", "list"):
+            return console.adapters(target, server, as_json=options.json)
+        case ("adapters", "load"):
+            return console.load(target, server, options.name, options.path)
+        case ("adapters", "unload"):
+            return console.unload(target, server, options.name)
+        case ("pause", _):
+            return console.pause(target, server, options.reason)
+        case _:
+            return console.resume(target, server)
 
 
 def _run(path: str) -> int:
@@ -80,7 +148,8 @@ def _run(path: str) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         # As the first process of a container it would not hear of them before the daemon listens.
         signal.signal(number, _leave)
-    from lora_sidecar.daemon import run  # noqa: PLC0415 - only this command needs an event loop
+    with without_system_certificates():
+        from lora_sidecar.daemon import run  # noqa: PLC0415 - only this command needs an event loop
 
     return run(path, config)
 
@@ -147,6 +216,19 @@ def _show(checkpoint: Checkpoint) -> None:
         print(f"{name!s:{width}}  {adapter.origin.value:9}  {listed:10}  {adapter.path}")
     for name, path in sorted(desired.released.items()):
         print(f"{name!s:{width}}  released   until it is unloaded  {path}")
+
+
+def _healthcheck(path: str) -> int:
+    from lora_sidecar.healthcheck import ask  # noqa: PLC0415 - no part of the daemon
+
+    try:
+        bind = parse(read(path), path).ops.bind
+    except ConfigError:
+        # A bad edit leaves the last good config in force, which is not known here: its port is most likely the default.
+        bind = OpsConfig().bind
+    health = ask(bind)
+    print(health.text)
+    return 0 if health.alive else NOT_ALIVE
 
 
 def _demo() -> int:

@@ -149,6 +149,13 @@ class RestoreConfig(Struct, frozen=True):
     """How missing adapters are loaded."""
 
     timeout: Annotated[float, Key("How long one load may take.", Duration("1s", "1h"))] = 300.0
+    concurrency: Annotated[
+        int | Literal["auto"],
+        Key(
+            "How many loads are in flight at most; auto: several while the server has no requests, else one.",
+            Whole(1, 16, word="auto"),
+        ),
+    ] = "auto"
     backoff: Annotated[BackoffConfig, Key("The wait before an adapter that failed is tried again.")] = BackoffConfig()
 
 
@@ -205,6 +212,23 @@ class OpsConfig(Struct, frozen=True):
     ] = "0.0.0.0:9400"
 
 
+class ControlConfig(Struct, frozen=True):
+    """The port on which adapters can be loaded and unloaded by request."""
+
+    bind: Annotated[
+        str,
+        Key(
+            "host:port to listen on; anything but loopback needs token_file; port 0 lets the kernel choose.",
+            Text(values.bind_address, values.BIND_PATTERN, 300),
+            restart=True,
+        ),
+    ] = "127.0.0.1:9401"
+    token_file: Annotated[
+        str | None,
+        Key("A file with the bearer token that every request must carry; null: none.", _SECRET_PATH, restart=True),
+    ] = None
+
+
 class LogConfig(Struct, frozen=True):
     """What is logged and how."""
 
@@ -232,6 +256,7 @@ class Config(Struct, frozen=True):
         CheckpointConfig()
     )
     ops: Annotated[OpsConfig, Key("The port for probes and metrics.")] = OpsConfig()
+    control: Annotated[ControlConfig, Key("The port to load and unload adapters by request.")] = ControlConfig()
     log: Annotated[LogConfig, Key("What is logged and how.")] = LogConfig()
 
 

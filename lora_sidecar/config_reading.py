@@ -171,7 +171,10 @@ def _written(scalar: Scalar) -> str:
     return shown(scalar.text) if meaning(scalar) is Meaning.TEXT else described(scalar)
 
 
-def _whole(kind: Whole, node: Scalar) -> int | Fault:
+def _whole(kind: Whole, node: Scalar) -> int | str | Fault:
+    if kind.word is not None and meaning(node) is Meaning.TEXT:
+        wanted = f"{kind.word} or a whole number from {kind.low} to {kind.high}"
+        return kind.word if node.text == kind.word else Fault(f"must be {wanted}, is {_written(node)}")
     if meaning(node) is not Meaning.NUMBER:
         return Fault(f"must be a whole number, is {_written(node)}", "without quotes")
     if not re.fullmatch("-?(0|[1-9][0-9]{0,17})", node.text):

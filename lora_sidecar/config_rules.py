@@ -13,7 +13,7 @@ from typing import Any
 from msgspec import Struct
 
 from lora_sidecar.config_reading import Found, Reading
-from lora_sidecar.config_values import Fault, format_duration
+from lora_sidecar.config_values import Fault, format_duration, is_loopback, split_bind
 
 _ROUNDING = 1e-9  # of sums of durations
 
@@ -29,6 +29,7 @@ def faults(reading: Reading, default: Struct) -> _Faults:
         yield from _tls(reading, f"servers[{at}]")
     yield from _base_names(reading)
     yield from _timing(reading, default)
+    yield from _control(reading)
 
 
 def _column(reading: Reading, listing: str, key: str) -> Iterator[tuple[str, Found]]:
@@ -68,6 +69,17 @@ def _base_names(reading: Reading) -> _Faults:
         if found.value in bases:
             rule = f"is the name of the base model, {bases[found.value]}"
             yield found.line, path, Fault(rule, "a request for it would never reach the adapter")
+
+
+def _control(reading: Reading) -> _Faults:
+    bind, token = reading.found.get("control.bind"), reading.found.get("control.token_file")
+    address = None if bind is None else split_bind(bind.value)
+    if bind is None or isinstance(address, Fault | None) or not reading.sound("control.token_file"):
+        return
+    if not is_loopback(address[0]) and (token is None or token.value is None):
+        rule = f"is {bind.value}, which others can reach: control.token_file is needed"
+        hint = "name a file with a token, or bind to 127.0.0.1, which the containers of the pod share"
+        yield bind.line, "control.bind", Fault(rule, hint)
 
 
 def _timing(reading: Reading, default: Struct) -> _Faults:

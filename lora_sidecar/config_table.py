@@ -22,10 +22,11 @@ class Flag(Struct, frozen=True):
 
 
 class Whole(Struct, frozen=True):
-    """A whole number within bounds."""
+    """A whole number within bounds, or a word where one is named."""
 
     low: int
     high: int
+    word: str | None = None
 
 
 class Duration(Struct, frozen=True):
@@ -125,7 +126,8 @@ def _schema(kind: Kind) -> dict[str, Any]:
         case Flag():
             return {"type": "boolean"}
         case Whole():
-            return {"type": "integer", "minimum": kind.low, "maximum": kind.high}
+            number = {"type": "integer", "minimum": kind.low, "maximum": kind.high}
+            return number if kind.word is None else {"anyOf": [number, {"const": kind.word}]}
         case Duration():
             return {"type": "string", "pattern": DURATION_PATTERN}
         case Text():

@@ -120,6 +120,16 @@ def split_bind(text: str) -> tuple[str, int] | Fault:
     return (host, int(port)) if _is_host(host) else Fault("has no valid host")
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a host to listen on can be reached from this network namespace only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def bind_address(text: str) -> str | Fault:
     """Return an address to listen on, as written."""
     split = split_bind(text)

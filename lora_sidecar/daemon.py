@@ -18,11 +18,13 @@ from typing import Final
 from lora_sidecar import __version__
 from lora_sidecar.checkpoint import Store
 from lora_sidecar.config import Config, ServerConfig
+from lora_sidecar.desk import Desk
 from lora_sidecar.engines.vllm import Vllm
 from lora_sidecar.errors import LockHeldError, SidecarError
 from lora_sidecar.events import Event, Fact, Level, info
 from lora_sidecar.keeper import Keeper
 from lora_sidecar.log import Journal, Sink, configure, set_level
+from lora_sidecar.ops.control import ControlServer
 from lora_sidecar.ops.http import OpsServer
 from lora_sidecar.ops.metrics import Metrics
 from lora_sidecar.reload import Reloader
@@ -66,6 +68,7 @@ class _Daemon:
         self._watches: list[Watch] = []
         self._engines: list[Vllm] = []
         self._keepers: list[Keeper] = []
+        self._desks: dict[str, Desk] = {}
         self._stopping = asyncio.Event()
         self._signal = ""
 
@@ -75,10 +78,17 @@ class _Daemon:
             loop.add_signal_handler(number, self._on_signal, number)
         now = loop.time
         self._journal = Journal(now)
-        self._board = Board(tuple(server.name for server in self._config.servers))
-        self._metrics = Metrics(self._board, now)
+        self._board = Board(tuple(server.name for server in self._config.servers), now())
+        self._metrics = Metrics(self._board, now, self._liveness)
         self._ops = OpsServer(self._config.ops, self._board, self._metrics, now, self._liveness)
-        self._journal.write(info(Event.DAEMON_STARTED, version=__version__, pid=os.getpid(), config=self._path))
+        self._control = ControlServer(
+            self._config.control,
+            lambda: self._board.snapshot(now(), self._liveness()),
+            self._desks,
+            now,
+            self._load_deadline,
+        )
+        self._report(info(Event.DAEMON_STARTED, version=__version__, pid=os.getpid(), config=self._path))
         try:
             code = await self._guarded(now)
         finally:
@@ -129,18 +139,20 @@ class _Daemon:
 
     async def _start(self, now: Callable[[], float]) -> None:
         await self._ops.start()
-        self._journal.write(
+        clock = Clockwork(now, random.random)
+        for server in self._config.servers:
+            self._watches.append(self._watch(server, clock))
+        await self._control.start()
+        self._report(
             info(
                 Event.CONFIG_LOADED,
                 source=self._path,
                 servers=[server.name for server in self._config.servers],
                 adapters=len(self._config.adapters),
                 ops=list(self._ops.addresses),
+                control=list(self._control.addresses),
             )
         )
-        clock = Clockwork(now, random.random)
-        for server in self._config.servers:
-            self._watches.append(self._watch(server, clock))
         # All at once: each may have to wait for a lock, or for a disk that hangs.
         await asyncio.gather(*(watch.open() for watch in self._watches))
 
@@ -156,18 +168,29 @@ class _Daemon:
         def report(*facts: Fact) -> None:
             journal.write(*facts)
             self._metrics.count(server.name, facts)
+            self._board.note(server.name, clock.now(), facts)
 
-        return Watch(server.name, self._config, engine, keeper, self._board, report, clock)
+        watch = Watch(server.name, self._config, engine, keeper, self._board, report, clock)
+        self._desks[server.name] = watch.desk
+        return watch
 
     async def _run_tasks(self) -> None:
-        reloader = Reloader(self._path, self._config, self._board, self._journal.write, self._apply)
+        reloader = Reloader(self._path, self._config, self._board, self._report, self._apply)
         async with asyncio.TaskGroup() as group:
             group.create_task(reloader.run(), name="reload")
+            group.create_task(self._control.run(), name="control")
             for watch in self._watches:
                 group.create_task(watch.run(), name="watch")
                 group.create_task(watch.restorer.run(), name="restore")
                 group.create_task(watch.retirer.run(), name="retire")
                 group.create_task(watch.verifier.run(), name="verify")
+                group.create_task(watch.unloader.run(), name="unload")
+
+    def _report(self, *facts: Fact) -> None:
+        """Tell what happened to the process itself."""
+        self._journal.write(*facts)
+        self._metrics.count("", facts)
+        self._board.note("", asyncio.get_running_loop().time(), facts)
 
     def _apply(self, config: Config) -> None:
         self._config = config
@@ -177,6 +200,9 @@ class _Daemon:
 
     def _liveness(self) -> float:
         return self._config.heartbeat.liveness
+
+    def _load_deadline(self) -> float:
+        return self._config.restore.timeout
 
     def _on_signal(self, number: signal.Signals) -> None:
         if self._stopping.is_set():
@@ -188,6 +214,9 @@ class _Daemon:
 
     async def _close(self) -> None:
         """End what is left; a save under way is let finish, anything else is not waited for."""
+        for desk in self._desks.values():
+            desk.close()
+        await self._control.close()
         await asyncio.gather(*(keeper.close(SHUTDOWN_SECONDS / 2) for keeper in self._keepers))
         for engine in self._engines:
             await engine.close()

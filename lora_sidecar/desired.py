@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from lora_sidecar.config import AdapterConfig, AdoptConfig
 from lora_sidecar.events import Event, Fact, info, warning
-from lora_sidecar.model import Adapter, BaseModel, Desired, Listed, Origin
+from lora_sidecar.model import Adapter, BaseModel, Desired, Listed, Origin, Withdrawn
 
 NAME_LIMIT = 256
 PATH_LIMIT = 4096
@@ -28,13 +28,18 @@ def declare(desired: Desired, declared: Iterable[AdapterConfig]) -> tuple[Desire
     """Make the declared adapters exactly those of the config.
 
     One that was removed from the config is released: it stays loaded, is restored no more, and is not adopted again
-    while it stays listed. The same object is returned if nothing changed.
+    while it stays listed. One that was withdrawn stays so for as long as its entry is the same. The same object is
+    returned if nothing changed.
     """
     wanted = {config.name: _declared(config) for config in declared}
+    withdrawn = {n: one for n, one in desired.withdrawn.items() if one.declared == wanted.get(n)}
+    # Removed from the config before the server was told to unload it: it is still to be told.
+    withdrawn |= {n: Withdrawn() for n, one in desired.withdrawn.items() if one.pending and n not in wanted}
+    wanted = {n: a for n, a in wanted.items() if n not in withdrawn}
     kept = {n: a for n, a in desired.adapters.items() if n not in wanted and a.origin is not Origin.DECLARED}
     gone = {n: a for n, a in desired.adapters.items() if n not in wanted and a.origin is Origin.DECLARED}
     adapters = kept | wanted
-    if adapters == desired.adapters:
+    if adapters == desired.adapters and withdrawn == desired.withdrawn:
         return desired, ()
     released = {n: p for n, p in desired.released.items() if n not in wanted} | {n: a.path for n, a in gone.items()}
     facts = [
@@ -46,7 +51,7 @@ def declare(desired: Desired, declared: Iterable[AdapterConfig]) -> tuple[Desire
         info(Event.ADAPTER_RELEASED, adapter=n, path=a.path, reason="removed from the config; it is not unloaded")
         for n, a in gone.items()
     ]
-    return replace(desired, adapters=adapters, released=released), tuple(facts)
+    return replace(desired, adapters=adapters, released=released, withdrawn=withdrawn), tuple(facts)
 
 
 def _declared(config: AdapterConfig) -> Adapter:
@@ -87,7 +92,7 @@ def adopt(
             if followed is not known:
                 changed[card.name] = followed
             continue
-        if card.name in released and same_path(released[card.name], card.path):
+        if card.name in desired.withdrawn or (card.name in released and same_path(released[card.name], card.path)):
             continue
         refusal = _refusal(card, rule)
         if not refusal and learned >= rule.max:

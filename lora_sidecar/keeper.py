@@ -17,7 +17,7 @@ from lora_sidecar.checkpoint import Loaded, Note, Store
 from lora_sidecar.codec import Checkpoint
 from lora_sidecar.errors import CheckpointError, LockHeldError
 from lora_sidecar.events import Event, Fact, Level, info, warning
-from lora_sidecar.model import Desired, Incarnation
+from lora_sidecar.model import Desired, Incarnation, Origin
 from lora_sidecar.offload import Offloader
 from lora_sidecar.work import Condition, ConditionType
 
@@ -78,7 +78,7 @@ class Keeper:
             return _EMPTY, tuple(facts)
         self.generation = loaded.checkpoint.generation
         desired = loaded.checkpoint.desired
-        if loaded.source == "current":
+        if loaded.source == "current" and loaded.durable:
             self._saved = desired
         facts.append(
             info(
@@ -91,12 +91,16 @@ class Keeper:
         )
         return desired, tuple(facts)
 
-    async def keep(self, desired: Desired) -> tuple[Desired, tuple[Fact, ...]]:
-        """Make `desired` durable if it is not yet and a try is due; never raises.
+    def has(self, desired: Desired) -> bool:
+        """Whether this very value is durable."""
+        return desired is self._saved
+
+    async def keep(self, desired: Desired, *, urgent: bool = False) -> tuple[Desired, tuple[Fact, ...]]:
+        """Make `desired` durable if it is not yet and a try is due, or at once where it is `urgent`; never raises.
 
         Returns what is desired from now on: `desired`, joined with what a directory held that could be read only now.
         """
-        if desired is self._saved or (self._failures and self._now() < self._retry_at):
+        if desired is self._saved or (self._failures and self._now() < self._retry_at and not urgent):
             return desired, ()
         try:
             facts: tuple[Fact, ...] = ()
@@ -132,6 +136,8 @@ class Keeper:
 
     def _failed(self, error: _Failure) -> Fact:
         self._failures += 1
+        # What the disk holds now is not known: even what it held before must be written again.
+        self._saved = None
         wait = min(_LAST_RETRY, _FIRST_RETRY * 2 ** min(self._failures - 1, 16))
         self._retry_at = self._now() + wait
         # A save that is late may still come to its end, with this number; the next one must be newer than it.
@@ -152,9 +158,23 @@ _EMPTY: Final = Desired(adapters={}, incarnation=Incarnation(0))
 
 
 def _joined(desired: Desired, remembered: Desired) -> Desired:
-    """What is known now, and the adapters that were remembered and are not: a late mount is no reason to forget."""
-    adapters = {n: a for n, a in remembered.adapters.items() if n not in desired.released} | dict(desired.adapters)
-    return replace(desired, adapters=adapters)
+    """What is known now, and the adapters that were remembered and are not: a late mount is no reason to forget.
+
+    What is declared is known already. Where the life of the server is the remembered one, so is what was listed in it.
+    """
+    gone = desired.released.keys() | desired.withdrawn.keys()
+    learned = {n: a for n, a in remembered.adapters.items() if n not in gone and a.origin is not Origin.DECLARED}
+    withdrawn = {n: w for n, w in remembered.withdrawn.items() if w.declared == desired.adapters.get(n)}
+    adapters = {n: a for n, a in (learned | dict(desired.adapters)).items() if n not in withdrawn}
+    start_time = desired.incarnation.start_time
+    same_life = start_time is not None and start_time == remembered.incarnation.start_time
+    return replace(
+        desired,
+        adapters=adapters,
+        listed=desired.listed | (remembered.listed & adapters.keys()) if same_life else desired.listed,
+        withdrawn=withdrawn | dict(desired.withdrawn),
+        paused=desired.paused or remembered.paused,
+    )
 
 
 def _told(error: _Failure, directory: str, timeout: float) -> tuple[str, str]:

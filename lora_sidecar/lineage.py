@@ -1,8 +1,9 @@
 """Whether two listings come from the same life of the server: the evidence behind "restart or deliberate unload?".
 
 The trap guarded against is forgetting an adapter that a restart lost, which is the very failure this program exists
-to prevent. So evidence is ranked (the server's own start time, then an outage seen, then everything gone at once),
-and where none of it decides, the caller is told that the answer is a guess.
+to prevent. So evidence is ranked (the server's own start time, then a silent connection that outlasted both listings,
+then an outage seen, then everything gone at once), and where none of it decides, the caller is told that the answer is
+a guess.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ class Evidence(StrEnum):
     """What a judgement rests on, strongest first."""
 
     START_TIME = "start_time"
+    SILENT_CONNECTION = "silent_connection"
     OUTAGE = "outage"
     ALL_MISSING = "all_missing"
     NONE = "none"
@@ -39,7 +41,8 @@ class Judgement(Struct, frozen=True):
 def judge(desired: Desired, work: Work, seen: Observed) -> Judgement:
     """Compare a good listing with what is remembered of the incarnation before it.
 
-    An interruption of the watch (an outage, or our own restart) counts as a restart unless the start times are equal.
+    An interruption of the watch (an outage, or our own restart) counts as a restart unless the start times are equal,
+    or one silent connection was open before the earlier listing and still after the later one.
     """
     known = desired.incarnation
     if known.number == 0:
@@ -48,13 +51,20 @@ def judge(desired: Desired, work: Work, seen: Observed) -> Judgement:
         if known.start_time == seen.start_time:
             return Judgement(known, restarted=False, evidence=Evidence.START_TIME)
         return _next(known, seen, Evidence.START_TIME)
+    if work.last is not None and work.last.line is not None and work.last.line == seen.line:
+        return Judgement(_with_start_time(known, seen), restarted=False, evidence=Evidence.SILENT_CONNECTION)
     if work.last is None or work.server.interrupted:
         return _next(known, seen, Evidence.OUTAGE)
     if _all_gone(work.last, seen):
         return _next(known, seen, Evidence.ALL_MISSING)
-    started = known.start_time if known.start_time is not None else seen.start_time
-    same = known if started == known.start_time else Incarnation(known.number, started)
-    return Judgement(same, restarted=False, evidence=Evidence.NONE)
+    return Judgement(_with_start_time(known, seen), restarted=False, evidence=Evidence.NONE)
+
+
+def _with_start_time(known: Incarnation, seen: Observed) -> Incarnation:
+    """The same incarnation, with its start time where that is learned only now."""
+    if known.start_time is not None or seen.start_time is None:
+        return known
+    return Incarnation(known.number, seen.start_time)
 
 
 def _next(known: Incarnation, seen: Observed, evidence: Evidence) -> Judgement:

@@ -136,6 +136,12 @@ def _iso(moment: datetime) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def dates(now: float) -> Callable[[float], str]:
+    """What makes dates of the loop's times, where `now` is the loop's time at this moment."""
+    wall_now = datetime.now(UTC)
+    return lambda at: _iso(wall_now - timedelta(seconds=now - at))
+
+
 class Journal:
     """Writes facts to the log: dates for the loop's times, and repeats at most every 30 s with their count."""
 
@@ -169,10 +175,8 @@ class Journal:
         return count
 
     def _dated(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        loop_now, wall_now = self._now(), datetime.now(UTC)
+        date = dates(self._now())
         return {
-            key: _iso(wall_now - timedelta(seconds=loop_now - value))
-            if key.endswith("_at") and isinstance(value, float)
-            else value
+            key: date(value) if key.endswith("_at") and isinstance(value, float) else value
             for key, value in fields.items()
         }

@@ -50,18 +50,39 @@ class Incarnation(Struct, frozen=True):
     start_time: float | None = None
 
 
+class Withdrawn(Struct, frozen=True):
+    """An adapter that was unloaded through the control port and is not to be loaded again by itself.
+
+    `declared` is what the config said of it then, None where it said nothing. `pending` is whether the server has yet
+    to be told.
+    """
+
+    declared: Adapter | None = None
+    pending: bool = True
+
+
+class Paused(Struct, frozen=True):
+    """An operator's wish that nothing is loaded or unloaded; `reason` is in their words, maybe empty."""
+
+    reason: str = ""
+
+
 class Desired(Struct, frozen=True):
     """What should be loaded, with the evidence that tells a restart from a deliberate unload; all of it is durable.
 
     `listed` holds the names that were seen listed during `incarnation`: only such an adapter can have been unloaded
     on purpose, any other that is missing was lost. `released` maps the names that are still loaded but no longer wanted
     (removed from the config) to their paths: they are not adopted again until they have left the listing.
+    `withdrawn` has the names that were unloaded through the control port; none of them is in `adapters`. `paused` is
+    not None while an operator wants the server observed only.
     """
 
     adapters: Mapping[str, Adapter]
     incarnation: Incarnation
     listed: frozenset[str] = frozenset()
     released: Mapping[str, str] = {}
+    withdrawn: Mapping[str, Withdrawn] = {}
+    paused: Paused | None = None
 
 
 class BaseModel(Struct, frozen=True):
@@ -84,7 +105,9 @@ class Observed(Struct, frozen=True):
 
     `at` is when the listing was asked for. `start_time` is the server's `process_start_time_seconds`, read before
     this listing or carried over from a listing since which nothing changed; None where unknown. `runtime_loading`
-    is whether the server has the load route, None where that was not found out. `version` is the server's own word.
+    is whether the server has the load route, None where that was not found out. `line` is the number of the silent
+    connection that was open before this listing was asked for and still after it came, None where there was none.
+    `version` is what the server says it is.
     """
 
     at: float
@@ -93,6 +116,7 @@ class Observed(Struct, frozen=True):
     start_time: float | None = None
     runtime_loading: bool | None = None
     version: str | None = None
+    line: int | None = None
 
 
 class Reason(StrEnum):
@@ -152,11 +176,16 @@ class FailureKind(StrEnum):
 
 
 class Failure(Struct, frozen=True):
-    """A load that did not succeed. `message` is the server's own sentence, bounded; `status` its HTTP status."""
+    """A load or unload that did not succeed.
+
+    `message` is the server's own sentence, bounded; `status` its HTTP status; `answer` its body as it came, empty where
+    there was none or it is long.
+    """
 
     kind: FailureKind
     message: str
     status: int | None = None
+    answer: bytes = b""
 
 
 class Accepted(Struct, frozen=True):
@@ -233,6 +262,15 @@ class Outcome(Struct, frozen=True):
 
 class Unloaded(Struct, frozen=True):
     """How one unload went; `at` is when it ended. Accepted also where the adapter was not loaded (`already`)."""
+
+    name: str
+    incarnation: int
+    result: Accepted | Failure
+    at: float
+
+
+class Retired(Struct, frozen=True):
+    """How one unload went that the config gave reason to; `at` is when it ended."""
 
     name: str
     incarnation: int

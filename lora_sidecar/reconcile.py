@@ -10,7 +10,7 @@ Pure: the same arguments give the same plan, whatever the time and the place.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import assert_never
 
 from msgspec import Struct
@@ -23,7 +23,19 @@ from lora_sidecar.config import AdoptConfig, BackoffConfig, Config, HeartbeatCon
 from lora_sidecar.desired import adopt, forget, same_base, same_path
 from lora_sidecar.events import Event, Fact, info, legible, shown, warning
 from lora_sidecar.lineage import Evidence, Judgement, judge
-from lora_sidecar.model import Adapter, BaseModel, Desired, Observation, Observed, Origin, Outcome, Unknown, Unloaded
+from lora_sidecar.model import (
+    Adapter,
+    BaseModel,
+    Desired,
+    Observation,
+    Observed,
+    Origin,
+    Outcome,
+    Retired,
+    Unknown,
+    Unloaded,
+)
+from lora_sidecar.unloads import absorb_unloads, due_unloads, settle_unloads
 from lora_sidecar.work import Attempt, Drift, Plan, Verdict, Work
 
 _SIGHTINGS = 2
@@ -55,22 +67,29 @@ def reconcile(
     *,
     outcomes: Iterable[Outcome],
     clock: Clock,
-    retired: Iterable[Unloaded] = (),
+    unloaded: Sequence[Unloaded | Retired] = (),
 ) -> Plan:
     """The plan that follows from one observation.
 
-    `outcomes` and `retired` are those of the loads and retirements that ended since the last reconcile. In the plan,
-    `desired` is the very object passed in if nothing durable changed.
+    `outcomes` and `unloaded` are those of the loads and unloads that ended since the last reconcile, each told once. In
+    the plan, `desired` is the very object passed in if nothing durable changed.
     """
     server, noticed = outage.advance(work.server, seen, policy.heartbeat)
     work, failures = absorb(work, outcomes, seen, desired.incarnation.number, policy.backoff, clock)
+    told = [one for one in unloaded if isinstance(one, Unloaded)]
+    retired = [one for one in unloaded if isinstance(one, Retired)]
     work, undone = replacement.absorb(work, retired, desired, policy.backoff, clock.now)
     failures += undone
+    work, untold = absorb_unloads(work, told, desired.incarnation.number, policy.backoff, clock)
+    failures += untold
     match seen:
         case Unknown():
             recovery = outage.begin(work.recovery, work.server, server, seen)
             work = replace(work, server=server, recovery=recovery)
             return Plan(desired, work, Verdict.UNKNOWN, observed_at=seen.at, facts=noticed + failures)
+        case Observed() if _is_steady(desired, seen, work):
+            work = replace(work, server=server, last=seen)
+            return Plan(desired, work, Verdict.STEADY, observed_at=seen.at, facts=noticed)
         case Observed():
             plan = _plan(desired, seen, replace(work, server=server), policy, judge(desired, work, seen), clock)
             return replace(plan, facts=noticed + failures + plan.facts)
@@ -78,13 +97,38 @@ def reconcile(
             assert_never(seen)
 
 
+def _is_steady(desired: Desired, seen: Observed, work: Work) -> bool:
+    """Whether this heartbeat is like the last one, which came to nothing: the ordinary case, whatever the number.
+
+    The client returns the very collections of the last listing if it says the same, so this costs nothing.
+    """
+    last = work.last
+    return (
+        last is not None
+        and work.steady is desired
+        and not work.attempts
+        and work.hold is None
+        and work.withheld is None
+        and work.recovery is None
+        and not work.server.interrupted
+        and seen.adapters is last.adapters
+        and seen.bases is last.bases
+        and seen.start_time == last.start_time
+        and seen.version == last.version
+        and seen.runtime_loading == last.runtime_loading
+    )
+
+
 def _plan(desired: Desired, seen: Observed, work: Work, policy: Policy, judgement: Judgement, clock: Clock) -> Plan:
     listed = {card.name: card.path for card in seen.adapters}
     last = work.last
     if judgement.restarted:
-        work = replace(work, missed={}, attempts={}, hold=None, withheld=None, restoring=False, swaps={}, prunes={})
+        work = replace(
+            work, missed={}, attempts={}, hold=None, withheld=None, restoring=False, unloads={}, swaps={}, prunes={}
+        )
 
     desired, restarted = _enter(desired, judgement, listed, watched=last is not None)
+    desired, unloads, told = settle_unloads(desired, work.unloads, listed, seen.at, restarted=judgement.restarted)
     desired, refused, adopted = adopt(desired, seen.adapters, seen.bases, policy.adopt)
     desired = _remember_listed(desired, listed)
     sight = replacement.Seen(listed, seen.at, seen.version)
@@ -101,24 +145,32 @@ def _plan(desired: Desired, seen: Observed, work: Work, policy: Policy, judgemen
     lost = frozenset(missing)
     recovery = outage.resume(work.recovery, judgement, last, lost, seen.at)
     recovery, concluded = outage.conclude(recovery, desired, attempts, lost, blocked, seen.at)
-    work = replace(work, last=seen, missed=missed, attempts=attempts, drift=drift, recovery=recovery)
+    work = replace(work, last=seen, missed=missed, attempts=attempts, drift=drift, recovery=recovery, unloads=unloads)
     spared = replacement.spared(desired, sight, policy.retire)
     conditions = conditions_of(work, seen, desired.adapters, missing, blocked, refused, spared)
     changed = transitions(work.conditions, conditions)
     work = replace(work, conditions=conditions)
 
     restores, wake_at = _due(missing, blocked, work, seen, clock.now)
+    unloadable, retry_at = due_unloads(desired, unloads, seen.at, clock.now)
+    wake_at = min((at for at in (wake_at, retry_at) if at is not None), default=None)
+    if desired.paused is not None:
+        restores, unloadable, retires, wake_at = (), (), (), None
     started = _started(restores, judgement) if restores and not work.restoring else ()
-    work = replace(work, restoring=bool(missing) and (bool(restores) or work.restoring))
+    restoring = bool(missing) and (bool(restores) or work.restoring)
+    calm = not (missing or missed or any(one.pending for one in desired.withdrawn.values()))
+    calm = calm and not (work.path_reasons or (policy.retire.prune and desired.released))
+    work = replace(work, restoring=restoring, steady=desired if calm else None)
     return Plan(
         desired=desired,
         work=work,
         verdict=_verdict(missing, restores),
         restores=restores,
+        unloads=unloadable,
         retires=retires,
         observed_at=seen.at,
         wake_at=wake_at,
-        facts=(*restarted, *replaced, *adopted, *forgotten, *drifted, *settled, *changed, *started, *concluded),
+        facts=(*restarted, *told, *replaced, *adopted, *forgotten, *drifted, *settled, *changed, *started, *concluded),
     )
 
 

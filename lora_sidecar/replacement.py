@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from lora_sidecar.config import BackoffConfig
 from lora_sidecar.desired import same_path
 from lora_sidecar.events import Event, Fact, info, legible, warning
-from lora_sidecar.model import Accepted, Adapter, Desired, Failure, FailureKind, Origin, Unloaded
+from lora_sidecar.model import Accepted, Adapter, Desired, Failure, FailureKind, Origin, Retired
 from lora_sidecar.work import Attempt, Retire, Stage, Swap, Work
 
 Replace = Literal["never", "safe", "always"]
@@ -83,7 +83,7 @@ def keys_by_path(version: str | None) -> bool | None:
 
 
 def absorb(
-    work: Work, ended: Iterable[Unloaded], desired: Desired, backoff: BackoffConfig, now: float
+    work: Work, ended: Iterable[Retired], desired: Desired, backoff: BackoffConfig, now: float
 ) -> tuple[Work, tuple[Fact, ...]]:
     """Take what came of retirements into account; those of another incarnation say nothing any more."""
     swaps, prunes = dict(work.swaps), dict(work.prunes)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from lora_sidecar.engines import Engine
-from lora_sidecar.model import Accepted, Failure, FailureKind, Unloaded
+from lora_sidecar.model import Accepted, Failure, FailureKind, Retired
 from lora_sidecar.offload import Offloader
 from lora_sidecar.work import Plan, Retire
 
@@ -37,7 +37,7 @@ class Retirer:
         self._looker = looker or Offloader("retire")
         self._plan: Plan | None = None
         self._offered = asyncio.Event()
-        self._ended: list[Unloaded] = []
+        self._ended: list[Retired] = []
         self._ended_at: dict[str, float] = {}
 
     def offer(self, plan: Plan) -> None:
@@ -48,7 +48,7 @@ class Retirer:
         if plan.retires:
             self._offered.set()
 
-    def drain(self) -> tuple[Unloaded, ...]:
+    def drain(self) -> tuple[Retired, ...]:
         """What ended since the last call."""
         ended, self._ended = tuple(self._ended), []
         return ended
@@ -70,7 +70,7 @@ class Retirer:
             result = await self._unload(retire)
             at = self._now()
             self._ended_at[retire.name] = at
-            self._ended.append(Unloaded(retire.name, incarnation, result, at))
+            self._ended.append(Retired(retire.name, incarnation, result, at))
             ended = True
         return ended
 

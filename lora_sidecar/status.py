@@ -1,19 +1,25 @@
-"""What the heartbeat publishes and everybody else reads: one frozen snapshot a server, replaced as a whole.
+"""What the heartbeat publishes and everybody else reads: one frozen snapshot, replaced as a whole.
 
 The trap guarded against is a health answer put together from parts of different moments, or from state that its owner
-is changing. Readers get the last complete snapshot and derive what they show from it.
+is changing. Probes, metrics, `/status` and the page read the same `Snapshot`, and derive what they show from it. A
+second trap is a snapshot that is old: when a heartbeat has not ended within the liveness limit, what it once said is
+unknown now, and is given out as unknown.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
+from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from lora_sidecar.desired import same_path
-from lora_sidecar.model import Adapter, Desired, FailureKind
-from lora_sidecar.work import Attempt, Condition, Phase, Verdict, Work
+from lora_sidecar.events import Fact
+from lora_sidecar.history import Entry, History, Recovered, Span, clipped
+from lora_sidecar.model import Adapter, Desired, FailureKind, Incarnation, Paused, Reason
+from lora_sidecar.work import Attempt, Condition, Phase, ServerState, Verdict, Work
 
 
 class AdapterState(StrEnum):
@@ -32,11 +38,22 @@ class AdapterState(StrEnum):
     """The server is not up, so nothing can be said."""
 
 
+class AdapterStatus(Struct, frozen=True):
+    """One desired adapter, its state, the reason where the state has one, and when the state began."""
+
+    adapter: Adapter
+    state: AdapterState
+    reason: str = ""
+    since: float = 0.0
+
+
 class ServerStatus(Struct, frozen=True):
     """A server as of its last completed heartbeat, which ended at `beat_at`.
 
     `saved_generation` is the checkpoint's generation on disk. `failing` is why the server's own container should be
-    ended, empty if it should not be.
+    ended, empty if it should not be. What follows is the board's: `beats` counts the
+    heartbeats that ended, 0 before the first (`beat_at` is then when the server was announced), `adapters` are in the
+    order of their names.
     """
 
     name: str
@@ -48,72 +65,236 @@ class ServerStatus(Struct, frozen=True):
     saved_generation: int
     conditions: tuple[Condition, ...]
     failing: str = ""
+    beats: int = 0
+    adapters: tuple[AdapterStatus, ...] = ()
+    spans: tuple[Span, ...] = ()
+    recoveries: tuple[Recovered, ...] = ()
 
 
-class AdapterStatus(Struct, frozen=True):
-    """One desired adapter, its state, and the reason where the state has one."""
+class Snapshot(Struct, frozen=True):
+    """Everything that may be told about the process at the moment `at`.
 
-    adapter: Adapter
-    state: AdapterState
-    reason: str = ""
+    `revision` is another number whenever anything in it was published anew. `servers` are all of the config, in its
+    order. `events` are the last of all servers and of the process, oldest first. `liveness` is the limit in seconds.
+    """
+
+    at: float
+    started_at: float
+    revision: int
+    liveness: float
+    servers: tuple[ServerStatus, ...]
+    config_generation: int
+    config_conditions: tuple[Condition, ...]
+    events: tuple[Entry, ...]
 
 
-def adapters_of(status: ServerStatus) -> tuple[AdapterStatus, ...]:
-    """Every desired adapter with its state, by name."""
+def adapters_of(status: ServerStatus, before: Iterable[AdapterStatus] = ()) -> tuple[AdapterStatus, ...]:
+    """Every desired adapter with its state, by name; `before` is what the last call gave, so that `since` goes on."""
     work = status.work
     listed = {} if work.last is None else {card.name: card.path for card in work.last.adapters}
     up = work.server.phase is Phase.UP
-    return tuple(_status(a, listed, work, up=up) for _, a in sorted(status.desired.adapters.items()))
+    now = work.last.at if up and work.last is not None else work.server.since
+    known = {one.adapter.name: one for one in before}
+    found: list[AdapterStatus] = []
+    for name, adapter in sorted(status.desired.adapters.items()):
+        state, reason = _state(adapter, listed, work, status.desired.paused, up=up)
+        last = known.get(name)
+        since = last.since if last is not None and last.state is state else now
+        found.append(AdapterStatus(adapter, state, reason, since))
+    return tuple(found)
 
 
-def _status(adapter: Adapter, listed: Mapping[str, str], work: Work, *, up: bool) -> AdapterStatus:
+def _state(
+    adapter: Adapter, listed: Mapping[str, str], work: Work, paused: Paused | None, *, up: bool
+) -> tuple[AdapterState, str]:
     if not up:
-        return AdapterStatus(adapter, AdapterState.UNKNOWN, f"the server is {work.server.phase.value}")
+        return AdapterState.UNKNOWN, f"the server is {work.server.phase.value}"
     path = listed.get(adapter.name)
     if path is not None:
         if same_path(path, adapter.path):
-            return AdapterStatus(adapter, AdapterState.LISTED)
-        return AdapterStatus(adapter, AdapterState.REPLACED, f"listed with the path {path}")
+            return AdapterState.LISTED, ""
+        return AdapterState.REPLACED, clipped(f"listed with the path {path}")
+    if paused is not None:
+        return AdapterState.HELD, f"paused: {paused.reason or 'no reason was given'}"
     attempt = work.attempts.get(adapter.name, Attempt())
     if attempt.failures and attempt.failure is not None:
         parked = attempt.failure.kind is FailureKind.ADAPTER
-        return AdapterStatus(adapter, AdapterState.PARKED if parked else AdapterState.BACKOFF, attempt.failure.message)
+        return AdapterState.PARKED if parked else AdapterState.BACKOFF, attempt.failure.message
     if work.hold is not None:
-        return AdapterStatus(adapter, AdapterState.HELD, work.hold.failure.message)
+        return AdapterState.HELD, work.hold.failure.message
     if work.withheld is not None:
-        return AdapterStatus(adapter, AdapterState.HELD, work.withheld.detail)
+        return AdapterState.HELD, work.withheld.detail
     if work.last is not None and work.last.runtime_loading is False:
-        return AdapterStatus(adapter, AdapterState.HELD, "the server cannot load adapters at run time")
-    return AdapterStatus(adapter, AdapterState.MISSING)
+        return AdapterState.HELD, "the server cannot load adapters at run time"
+    return AdapterState.MISSING, ""
 
 
 def unready(status: ServerStatus) -> tuple[str, ...]:
     """Why this server is not ready, a line each; empty if every required adapter is listed."""
-    required = [s for s in adapters_of(status) if s.adapter.required]
+    if not status.beats:
+        return (f"{status.name}: no heartbeat has ended yet",)
+    required = [s for s in status.adapters if s.adapter.required]
     kept_back = [s for s in required if s.state not in (AdapterState.LISTED, AdapterState.REPLACED)]
     return tuple(
         f"{status.name}: adapter {s.adapter.name} is {s.state.value}{s.reason and ': ' + s.reason}" for s in kept_back
     )
 
 
-class Board:
-    """Where the newest snapshot of every server and the process's own conditions are found."""
+def not_ready(snapshot: Snapshot) -> tuple[str, ...]:
+    """Why the process is not ready, a line each; empty if it is."""
+    return tuple(line for status in snapshot.servers for line in unready(status))
 
-    def __init__(self, servers: tuple[str, ...]) -> None:
-        """`servers` are the names of all servers, published or not."""
+
+def not_live(snapshot: Snapshot) -> tuple[str, ...]:
+    """The servers whose heartbeats do not come to their end, a line each; empty if all do."""
+    lines: list[str] = []
+    for status in snapshot.servers:
+        age = snapshot.at - status.beat_at
+        if age <= snapshot.liveness:
+            continue
+        if status.beats:
+            limit = f"the limit is {snapshot.liveness:g} s"
+            lines.append(f"{status.name}: the last heartbeat ended {age:.1f} s ago, {limit}")
+        else:
+            lines.append(f"{status.name}: no heartbeat has ended within {age:.1f} s")
+    return tuple(lines)
+
+
+class Board:
+    """Where the newest snapshot is found, and what is needed to make it."""
+
+    def __init__(self, servers: tuple[str, ...], started_at: float = 0.0) -> None:
+        """`servers` are the names of all servers, published or not; `started_at` is now, in the loop's time."""
         self._servers = servers
-        self._statuses: dict[str, ServerStatus] = {}
-        self.config_generation = 0
-        self.config_conditions: tuple[Condition, ...] = ()
+        self._started_at = started_at
+        self._statuses = {name: _announced(name, _NOTHING, started_at) for name in servers}
+        self._histories = {name: History(name) for name in servers}
+        self._process = History()
+        self._pending: dict[str, list[tuple[float, Fact]]] = {name: [] for name in servers}
+        self._revision = 0
+        self._config_generation = 0
+        self._config_conditions: tuple[Condition, ...] = ()
+        for name in servers:
+            self._histories[name].mark(Phase.STARTING, 0, started_at, "")
+
+    @property
+    def config_generation(self) -> int:
+        """How many configs were taken over since the start."""
+        return self._config_generation
+
+    @config_generation.setter
+    def config_generation(self, value: int) -> None:
+        self._config_generation = value
+        self._revision += 1
+
+    @property
+    def config_conditions(self) -> tuple[Condition, ...]:
+        """The conditions of the process itself."""
+        return self._config_conditions
+
+    @config_conditions.setter
+    def config_conditions(self, value: tuple[Condition, ...]) -> None:
+        if value != self._config_conditions:
+            self._config_conditions = value
+            self._revision += 1
+
+    def announce(self, server: str, desired: Desired) -> None:
+        """Say what will be desired of a server, before its first heartbeat: its adapters are then shown as unknown."""
+        if not self._statuses[server].beats:
+            self._statuses[server] = _announced(server, desired, self._started_at)
+            self._revision += 1
+
+    def note(self, server: str, at: float, facts: Iterable[Fact]) -> None:
+        """Remember what was told at `at` of a server, or of the process where `server` is "".
+
+        A server's facts show together with the snapshot of the heartbeat that told them, and not before it.
+        """
+        if server in self._pending:
+            self._pending[server] += [(at, fact) for fact in facts]
+        else:
+            self._process.take(at, facts)
+            self._revision += 1
 
     def publish(self, status: ServerStatus) -> None:
         """Replace the snapshot of one server."""
-        self._statuses[status.name] = status
+        before = self._statuses[status.name]
+        history = self._histories[status.name]
+        for at, fact in self._pending[status.name]:
+            history.take(at, (fact,))
+        self._pending[status.name].clear()
+        server, work = status.work.server, status.work
+        began = server.since
+        if server.phase is Phase.UP and before.work.server.phase is Phase.UP and work.last is not None:
+            began = work.last.at
+        history.mark(server.phase, status.desired.incarnation.number, began, clipped(server.detail))
+        self._statuses[status.name] = replace(
+            status,
+            beats=before.beats + 1,
+            adapters=before.adapters if _same_adapters(before, status) else adapters_of(status, before.adapters),
+            spans=history.spans,
+            recoveries=history.recoveries,
+        )
+        self._revision += 1
+
+    def snapshot(self, now: float, liveness: float) -> Snapshot:
+        """Everything as of `now`; a server without a heartbeat for longer than `liveness` seconds is unknown."""
+        rings = [self._process.entries, *(history.entries for history in self._histories.values())]
+        return Snapshot(
+            at=now,
+            started_at=self._started_at,
+            revision=self._revision,
+            liveness=liveness,
+            servers=tuple(_fresh(status, now, liveness) for status in self.statuses()),
+            config_generation=self._config_generation,
+            config_conditions=self._config_conditions,
+            events=tuple(sorted((entry for ring in rings for entry in ring), key=_at)),
+        )
 
     def statuses(self) -> tuple[ServerStatus, ...]:
-        """The newest snapshots, in the order of the config; none of a server before its first heartbeat."""
-        return tuple(self._statuses[name] for name in self._servers if name in self._statuses)
+        """The newest status of every server, in the order of the config."""
+        return tuple(self._statuses[name] for name in self._servers)
 
-    def awaited(self) -> tuple[str, ...]:
-        """The servers that have not completed a heartbeat yet."""
-        return tuple(name for name in self._servers if name not in self._statuses)
+
+_NOTHING: Final = Desired(adapters={}, incarnation=Incarnation(0))
+
+
+def _announced(name: str, desired: Desired, at: float) -> ServerStatus:
+    work = Work(server=ServerState(since=at))
+    status = ServerStatus(name, desired, work, Verdict.UNKNOWN, at, 0.0, 0, ())
+    span = Span(Phase.STARTING, desired.incarnation.number, at)
+    return replace(status, adapters=adapters_of(status), spans=(span,))
+
+
+def _same_adapters(before: ServerStatus, after: ServerStatus) -> bool:
+    """Whether the adapters of both have the same states: most heartbeats change none of ten thousand."""
+    old, new = before.work, after.work
+    if before.desired.paused != after.desired.paused:
+        return False
+    if before.desired.adapters is not after.desired.adapters or old.server.phase is not new.server.phase:
+        return False
+    if old.last is not new.last and (
+        old.last is None
+        or new.last is None
+        or old.last.adapters is not new.last.adapters
+        or old.last.runtime_loading is not new.last.runtime_loading
+    ):
+        return False
+    return old.attempts == new.attempts and old.hold == new.hold and old.withheld == new.withheld
+
+
+def _fresh(status: ServerStatus, now: float, liveness: float) -> ServerStatus:
+    """The status itself, or what is left of it when no heartbeat has ended for longer than `liveness` seconds."""
+    age = now - status.beat_at
+    if age <= liveness or not status.beats:
+        return status
+    detail = f"no heartbeat has ended for {age:.1f} s"
+    since = status.beat_at
+    server = replace(status.work.server, phase=Phase.UNKNOWN, since=since, reason=Reason.LOCAL, detail=detail, hint="")
+    stalled = replace(status, work=replace(status.work, server=server), verdict=Verdict.UNKNOWN)
+    closed = tuple(replace(span, ended=since) if span.ended is None else span for span in status.spans)
+    span = Span(Phase.UNKNOWN, status.desired.incarnation.number, since, reason=detail)
+    return replace(stalled, adapters=adapters_of(stalled, status.adapters), spans=(*closed, span))
+
+
+def _at(entry: Entry) -> float:
+    return entry.at

@@ -16,17 +16,19 @@ from lora_sidecar.attempts import Clock, pardon
 from lora_sidecar.checkup import Checkup
 from lora_sidecar.config import Config
 from lora_sidecar.desired import declare
+from lora_sidecar.desk import Desk
 from lora_sidecar.engines import Engine
 from lora_sidecar.events import Event, Fact, Level, warning
 from lora_sidecar.keeper import Keeper
-from lora_sidecar.model import Desired, Incarnation, Observed
+from lora_sidecar.model import Desired, Incarnation, Observation, Observed, Outcome, Unloaded
 from lora_sidecar.outage import next_look
 from lora_sidecar.reconcile import Policy, reconcile
 from lora_sidecar.restorer import Restorer
 from lora_sidecar.retirer import Retirer
 from lora_sidecar.status import Board, ServerStatus
+from lora_sidecar.unloader import Unloader
 from lora_sidecar.verifier import Verifier
-from lora_sidecar.work import Plan, ServerState, Work
+from lora_sidecar.work import Condition, ConditionType, Plan, ServerState, Work
 
 Report = Callable[..., None]
 """Takes facts, to be logged and counted."""
@@ -63,11 +65,20 @@ class Watch:
         self._checkup = Checkup(engine)
         self.retirer = Retirer(engine, clock.now, self.look)
         self.verifier = Verifier(engine, clock.now, report)
+        self.unloader = Unloader(engine, clock.now, self.restorer.loading, self.look)
+        self.desk = Desk(self.look)
+        engine.alarm(self.look)
+        self._announce()
 
     async def open(self) -> None:
         """Read what was remembered. Raises `LockHeldError` where another process keeps this checkpoint."""
         self._desired, facts = await self._keeper.open()
         self._report(*facts)
+        self._announce()
+
+    def _announce(self) -> None:
+        """Show what will be desired, before any heartbeat has ended."""
+        self._board.announce(self._name, declare(self._desired, self._wanted.adapters)[0])
 
     def reconfigure(self, config: Config) -> None:
         """Go by another config from the next heartbeat on, which is now."""
@@ -89,14 +100,17 @@ class Watch:
         """One heartbeat, from top to bottom."""
         began = self._clock.now()
         config = self._apply_config()
+        self.desk.listen()
         seen = await self._engine.observe(self._trusted())
+        ended = self.restorer.drain(), self.unloader.drain()
+        await self._take_requests(seen, ended)
         plan = reconcile(
             self._desired,
             seen,
             self._work,
             Policy.of(config),
-            outcomes=self.restorer.drain(),
-            retired=self.retirer.drain(),
+            outcomes=ended[0],
+            unloaded=(*ended[1], *self.retirer.drain()),
             clock=Clock(self._clock.now(), self._clock.jitter()),
         )
         self._work = plan.work
@@ -107,28 +121,47 @@ class Watch:
         self.retirer.offer(plan)
         self._report(*self.verifier.offer(plan, config))
         self._report(*await self._checkup.make(plan.work.server, config.server_health, self._clock.now()))
+        self.unloader.offer(plan)
         self._publish(plan, began, config)
+        self.desk.answer(plan, seen, self._clock.now())
         return plan
+
+    async def _take_requests(self, seen: Observation, ended: tuple[tuple[Outcome, ...], tuple[Unloaded, ...]]) -> None:
+        """Take in what was asked for through the control port, each durable before anything comes of it."""
+        self._desired, self._work, facts = await self.desk.take(self._desired, self._work, seen, ended, self._persist)
+        self._report(*facts)
+
+    async def _persist(self, desired: Desired) -> tuple[Desired, str]:
+        kept, facts = await self._keeper.keep(desired, urgent=True)
+        self._report(*facts)
+        failed = self._keeper.condition
+        return kept, "" if self._keeper.has(kept) or failed is None else failed.message
 
     def _apply_config(self) -> Config:
         """Take over a config that is new: what it declares is desired from this heartbeat on."""
         if self._config is not self._wanted:
             self._config = self._wanted
             self._engine.apply(self._config)
+            self.restorer.concurrency = self._config.restore.concurrency
             before = self._desired
             self._desired, facts = declare(before, self._config.adapters)
-            self._work = replace(self._work, attempts=pardon(self._work.attempts, before, self._desired))
+            self._work = replace(self._work, attempts=pardon(self._work.attempts, before, self._desired), steady=None)
             self._report(*facts)
         return self._config
 
     def _trusted(self) -> Observed | None:
-        """The last listing, if nothing since casts doubt on whose it was and nothing is about to be forgotten."""
-        doubtful = self._work.server.errors or self._work.server.interrupted or self._work.missed
-        return None if doubtful else self._work.last
+        """The last listing, if nothing since casts doubt on whose it was and nothing is about to be forgotten.
+
+        A server that could not load anything is asked anew: started otherwise, it may list the same.
+        """
+        last, server = self._work.last, self._work.server
+        if last is None or not last.runtime_loading or server.errors or server.interrupted or self._work.missed:
+            return None
+        return last
 
     def _publish(self, plan: Plan, began: float, config: Config) -> None:
         ended = self._clock.now()
-        kept = (self._keeper.condition,) if self._keeper.condition is not None else ()
+        kept = (*_paused(self._desired), *((self._keeper.condition,) if self._keeper.condition is not None else ()))
         self._board.publish(
             ServerStatus(
                 name=self._name,
@@ -161,3 +194,10 @@ class Watch:
         except TimeoutError:
             return
         self._look.clear()
+
+
+def _paused(desired: Desired) -> tuple[Condition, ...]:
+    if desired.paused is None:
+        return ()
+    message = f"nothing is loaded or unloaded: {desired.paused.reason or 'no reason was given'}"
+    return (Condition(ConditionType.PAUSED, message, "POST /v1/resume on the control port ends it"),)

@@ -140,6 +140,7 @@ class ConditionType(StrEnum):
     ADAPTER_PATH_DIFFERS = "AdapterPathDiffers"
     PRUNE_REFUSED = "PruneRefused"
     ADOPTION_REFUSED = "AdoptionRefused"
+    PAUSED = "Paused"
     CHECKPOINT_NOT_PERSISTED = "CheckpointNotPersisted"
     CONFIG_REJECTED = "ConfigRejected"
     CONFIG_NEEDS_RESTART = "ConfigNeedsRestart"
@@ -172,9 +173,12 @@ class Work(Struct, frozen=True):
 
     `last` is the last good listing. `missed` counts, for adapters that were listed in this incarnation, the listings
     in a row without them. `attempts` has an entry only where a load was tried in this incarnation. `restoring` is
-    whether a restore was begun that is not over, so that its beginning is told once. `swaps` are the replacements of
-    this incarnation, `prunes` the unloads of removed adapters that failed, and `path_reasons` says for each declared
-    adapter that is listed with another path why it still is.
+    whether a restore was begun that is not over, so that its beginning is told once. `unloads` has, for withdrawn
+    adapters, what came of telling the server, in this incarnation. `steady` is the desired for which
+    `last` leaves nothing to do, to wait for or to say, and will not as long as both and the policy are the same; None
+    where another look may come to something else. `swaps` are the replacements of this incarnation, `prunes` the
+    unloads of removed adapters that were tried, and `path_reasons` says for each declared adapter that is listed with
+    another path why it still is.
     """
 
     server: ServerState = ServerState()
@@ -190,6 +194,8 @@ class Work(Struct, frozen=True):
     swaps: Mapping[str, Swap] = {}
     prunes: Mapping[str, Attempt] = {}
     path_reasons: Mapping[str, str] = {}
+    steady: Desired | None = None
+    unloads: Mapping[str, Attempt] = {}
 
 
 class Verdict(StrEnum):
@@ -204,9 +210,9 @@ class Verdict(StrEnum):
 class Plan(Struct, frozen=True):
     """What follows from one observation.
 
-    `restores` are to be loaded in this order, and only while the server is in `incarnation`; `observed_at` is when
-    the listing behind them was asked for. `retires` are to be unloaded, under the same condition. `wake_at` is when
-    there may be something to do before the next heartbeat is due, None if there is nothing to wait for.
+    `restores` are to be loaded in this order, `unloads` are names to be unloaded, `retires` those because of the
+    config, all only while the server is in `incarnation`; `observed_at` is when the listing behind them was asked for.
+    `wake_at` is when there may be something to do before the next heartbeat is due, None if nothing is waited for.
     """
 
     desired: Desired
@@ -214,6 +220,7 @@ class Plan(Struct, frozen=True):
     verdict: Verdict
     restores: tuple[Adapter, ...] = ()
     retires: tuple[Retire, ...] = ()
+    unloads: tuple[str, ...] = ()
     observed_at: float = 0.0
     wake_at: float | None = None
     facts: tuple[Fact, ...] = ()

@@ -33,6 +33,7 @@ adapters:
 heartbeat: {{interval: 1s}}
 checkpoint: {{directory: {folder}}}
 ops: {{bind: "127.0.0.1:0"}}
+control: {{bind: "127.0.0.1:0"}}
 log: {{format: json}}
 """
 

@@ -6,6 +6,7 @@ learns a route, a status or a message of any engine.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from lora_sidecar.config import Config
@@ -38,6 +39,10 @@ class Engine(Protocol):
         """Whether the engine says that it sleeps or is paused: it then answers no completion, and is not hung."""
         ...
 
+    def alarm(self, ended: Callable[[], None]) -> None:
+        """Have `ended` called when the server may have died: a hint to look now, never a verdict."""
+        ...
+
     async def observe(self, trusted: Observed | None) -> Observation:
         """Probe the server and list its adapters.
 
@@ -64,6 +69,13 @@ class Engine(Protocol):
 
         Without a `deadline` (seconds) the model must be the base model: the answer then counts for the engine's pulse,
         and is waited for until a missing one is a hang, and twice as long.
+        """
+        ...
+
+    async def quiet_since(self, oldest: float) -> float | None:
+        """When the server was last seen to have no request to answer, if not before `oldest`; it is asked if need be.
+
+        None where it has some, or where that cannot be known.
         """
         ...
 

@@ -15,17 +15,19 @@ import ssl
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import aiohttp
 from msgspec import Struct
-from tenacity import AsyncRetrying, RetryCallState, retry_if_result, stop_after_attempt, wait_fixed
 
 from lora_sidecar import __version__
 from lora_sidecar.config import ServerConfig, TlsConfig
 from lora_sidecar.errors import SidecarError
 from lora_sidecar.model import Reason
 from lora_sidecar.offload import Offloader
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
 
 BODY_CAP: Final = 16 * 1024 * 1024
 """Bytes of a body that are read; a listing of 10,000 adapters has 5 MB."""
@@ -56,13 +58,21 @@ class Broken(Struct, frozen=True):
 
 
 class Transport:
-    """Requests to one server. Not to be used before a loop runs; `close` it in the end."""
+    """Requests to one server. Not to be used before a loop runs; `close` it in the end.
+
+    `retries` counts the requests that broke off and were sent anew: meanwhile the server may have restarted.
+    """
 
     def __init__(self, server: ServerConfig) -> None:
-        """Prepare the connector; raises `SidecarError` where a certificate or key file cannot be used."""
-        self._base, connector = _connector(server)
+        """Prepare the connector; raises `SidecarError` where a certificate or key file cannot be used.
+
+        `context` is then how an https server is verified, None for any other.
+        """
+        self.context = ssl_context(server.tls or TlsConfig()) if server.url.startswith("https://") else None
+        self._base, connector = _connector(server, self.context)
         self._key_file = server.api_key_file
         self._key: str | None = None
+        self.retries = 0
         self._reader = Offloader(f"key-{server.name}")
         self._session = aiohttp.ClientSession(
             connector=connector,
@@ -94,17 +104,28 @@ class Transport:
 
     async def get(self, path: str, deadline: float) -> Reply | Broken:
         """GET, tried again where the connection broke, all within `deadline` seconds."""
-        attempts = AsyncRetrying(
-            stop=stop_after_attempt(_TRIES),
-            wait=wait_fixed(_PAUSE),
-            retry=retry_if_result(_broke_off),
-            retry_error_callback=_last_result,
-        )
-        return await _within(deadline, lambda: attempts(self._exchange, "GET", path, None))
+        return await _within(deadline, lambda: self._persist("GET", path))
 
     async def post(self, path: str, body: bytes, deadline: float) -> Reply | Broken:
         """POST `body` as JSON, once: whether a request that broke off took effect only a listing can say."""
         return await _within(deadline, lambda: self._exchange("POST", path, body))
+
+    async def _persist(self, method: str, path: str) -> Reply | Broken:
+        result = await self._exchange(method, path, None)
+        if not _broke_off(result):
+            return result
+        self.retries += 1
+        # Seldom needed, so it is not imported by every pod at its start.
+        from tenacity import AsyncRetrying, retry_if_result, stop_after_attempt, wait_fixed  # noqa: PLC0415
+
+        attempts = AsyncRetrying(
+            stop=stop_after_attempt(_TRIES - 1),
+            wait=wait_fixed(_PAUSE),
+            retry=retry_if_result(_broke_off),
+            retry_error_callback=_last_result,
+        )
+        await asyncio.sleep(_PAUSE)
+        return await attempts(self._exchange, method, path, None)
 
     async def _exchange(self, method: str, path: str, body: bytes | None) -> Reply | Broken:
         headers = {} if body is None else {"Content-Type": "application/json"}
@@ -128,13 +149,15 @@ async def _within(deadline: float, request: Callable[[], Awaitable[Reply | Broke
 
 
 async def _read(response: aiohttp.ClientResponse) -> Reply | Broken:
-    body = bytearray()
+    chunks: list[bytes] = []
+    size = 0
     async for chunk in response.content.iter_any():
-        body += chunk
-        if len(body) > BODY_CAP:
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > BODY_CAP:
             response.close()
             return Broken(Reason.TOO_LARGE, f"the body is larger than {BODY_CAP} bytes", sent=True)
-    return Reply(response.status, bytes(body))
+    return Reply(response.status, b"".join(chunks))
 
 
 def _broke_off(result: Reply | Broken) -> bool:
@@ -198,15 +221,15 @@ def _read_key(path: str) -> str:
     return key
 
 
-def _connector(server: ServerConfig) -> tuple[str, aiohttp.BaseConnector]:
+def _connector(server: ServerConfig, context: ssl.SSLContext | None) -> tuple[str, aiohttp.BaseConnector]:
     if server.url.startswith("unix://"):
         path = server.url.removeprefix("unix://")
         return "http://localhost", aiohttp.UnixConnector(path, force_close=True)
-    context = _ssl_context(server.tls) if server.tls is not None else True
-    return server.url.rstrip("/"), aiohttp.TCPConnector(force_close=True, ssl=context)
+    return server.url.rstrip("/"), aiohttp.TCPConnector(force_close=True, ssl=context or True)
 
 
-def _ssl_context(tls: TlsConfig) -> ssl.SSLContext:
+def ssl_context(tls: TlsConfig) -> ssl.SSLContext:
+    """How a server's certificate is verified; raises `SidecarError` where a file cannot be used."""
     try:
         context = ssl.create_default_context(cafile=tls.ca_file)
         if tls.cert_file is not None:

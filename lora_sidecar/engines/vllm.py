@@ -19,17 +19,18 @@ from msgspec.structs import replace
 
 from lora_sidecar.config import Config, ServerConfig
 from lora_sidecar.engines.pulse import PulseMeter
+from lora_sidecar.engines.sentinel import Sentinel
 from lora_sidecar.engines.transport import Broken, Reply, Transport
 from lora_sidecar.engines.vllm_wire import (
     BadListing,
     Listing,
+    Listings,
     Vitals,
     classify_load,
     classify_unload,
     decode_completion,
     decode_is_paused,
     decode_is_sleeping,
-    decode_listing,
     decode_metrics,
     decode_version,
     error_text,
@@ -59,6 +60,7 @@ _UNLOAD_DEADLINE: Final = 30.0
 _COMPLETIONS: Final = "/v1/completions"
 _TOP: Final = 5
 """Likeliest tokens whose log-probabilities are asked for; vLLM allows 20 unless told otherwise."""
+_ANSWER_LIMIT: Final = 8192
 
 _HINTS: Final = {
     Reason.REFUSED: "nothing listens there; vLLM refuses connections until it is ready",
@@ -80,11 +82,15 @@ class Vllm:
     def __init__(self, server: ServerConfig, config: Config, now: Callable[[], float]) -> None:
         """`config` has the deadlines. Raises `SidecarError` where the certificates that `server` names are unusable."""
         self._transport = Transport(server)
+        self._sentinel = Sentinel(server.url, self._transport.context)
         self._name = server.name
         self._base_model = server.base_model
         self._now = now
         self._cannot_sleep_in: int | None = None
         self._meter = PulseMeter(now)
+        self._listings = Listings()
+        self._sleepless = False
+        self._quiet_at = float("-inf")
         self.apply(config)
 
     def apply(self, config: Config) -> None:
@@ -99,6 +105,7 @@ class Vllm:
 
     async def close(self) -> None:
         """Close the connections."""
+        await self._sentinel.close()
         await self._transport.close()
 
     @property
@@ -146,18 +153,45 @@ class Vllm:
         halted = isinstance(paused, Reply) and paused.ok and decode_is_paused(paused.body)
         return vitals, vitals.awake is False or bool(asleep) or bool(halted)
 
+    def alarm(self, ended: Callable[[], None]) -> None:
+        """See `engines.Engine.alarm`."""
+        self._sentinel.tell(ended)
+
     async def observe(self, trusted: Observed | None) -> Observation:
         """See `engines.Engine.observe`."""
-        at = self._now()
+        line = self._sentinel.line
+        seen = await self._look(None if self._sentinel.unexplained else trusted)
+        match seen:
+            case Observed():
+                if self._sentinel.unexplained:
+                    self._sentinel.explain(seen.start_time)
+                seen = replace(seen, line=line if line == self._sentinel.line else None)
+                self._sentinel.hold(seen.start_time, self._probe_timeout)
+            case Unknown():
+                # A timeout leaves open who did not answer, and the connection may still tell; any other failure may
+                # be another server on the port.
+                if seen.reason is not Reason.TIMEOUT:
+                    self._sentinel.drop()
+                    self._sleepless = False
+            case _:
+                assert_never(seen)
+        return seen
+
+    async def _look(self, trusted: Observed | None) -> Observation:
+        at, retries = self._now(), self._transport.retries
         unready = await self._transport.refresh_key(self._probe_timeout) or await self._probe()
         if unready is not None:
             return self._unknown(at, unready)
-        listing = await self._list()
-        if isinstance(listing, Unknown):
-            return listing
-        if trusted is not None and _same(listing, trusted):
-            return replace(trusted, at=at)
-        vitals, runtime_loading, version = await asyncio.gather(self._vitals(), self._has_load_route(), self._version())
+        if trusted is not None:
+            listing = await self._list()
+            if isinstance(listing, Unknown):
+                return listing
+            if _same(listing, trusted) and self._transport.retries == retries:
+                return replace(trusted, at=at)
+        vitals, runtime_loading, sleepless, version = await asyncio.gather(
+            self._vitals(), self._has_load_route(), self._has_no_sleep_route(), self._version()
+        )
+        self._sleepless = sleepless and vitals.awake is not False
         at = self._now()
         listing = await self._list()
         if isinstance(listing, Unknown):
@@ -174,18 +208,26 @@ class Vllm:
             body["is_3d_lora_weight"] = True
         with self._meter.errand() as errand:
             reply = await self._transport.post(_LOAD, msgspec.json.encode(body), self._load_timeout)
-            result = _failure(reply) if isinstance(reply, Broken) else classify_load(reply.status, reply.body)
+            result = (
+                _failure(reply) if isinstance(reply, Broken) else _kept(classify_load(reply.status, reply.body), reply)
+            )
             if isinstance(reply, Reply):
                 errand.answered()
             elif reply.reason is Reason.TIMEOUT:
                 errand.timed_out()
         return result
 
+    async def quiet_since(self, oldest: float) -> float | None:
+        """See `engines.Engine.quiet_since`; `vllm:num_requests_running` and `_waiting` on `/metrics` tell."""
+        if self._quiet_at < oldest:
+            await self._vitals()
+        return self._quiet_at if self._quiet_at >= oldest else None
+
     async def unload(self, name: str) -> Accepted | Failure:
         """See `engines.Engine.unload`."""
         body = msgspec.json.encode({"lora_name": name})
         reply = await self._transport.post(_UNLOAD, body, _UNLOAD_DEADLINE)
-        return _failure(reply) if isinstance(reply, Broken) else classify_unload(reply.status, reply.body)
+        return _failure(reply) if isinstance(reply, Broken) else _kept(classify_unload(reply.status, reply.body), reply)
 
     async def _probe(self) -> Broken | None:
         """Whether the server says that it is well; None if it does. A hung engine does, too."""
@@ -208,7 +250,7 @@ class Vllm:
             return self._unknown(at, reply)
         if not reply.ok:
             return self._unknown(at, _refusal("/v1/models", reply))
-        listing = decode_listing(reply.body)
+        listing = self._listings.decode(reply.body)
         match listing:
             case BadListing():
                 sample = sentence(reply.body[:200].decode("utf-8", "replace"))
@@ -229,8 +271,16 @@ class Vllm:
         return ""
 
     async def _vitals(self) -> Vitals:
+        asked_at = self._now()
         reply = await self._transport.get("/metrics", self._probe_timeout)
-        return decode_metrics(reply.body) if isinstance(reply, Reply) and reply.ok else Vitals()
+        vitals = decode_metrics(reply.body) if isinstance(reply, Reply) and reply.ok else Vitals()
+        self._quiet_at = asked_at if vitals.requests == 0 else float("-inf")
+        return vitals
+
+    async def _has_no_sleep_route(self) -> bool:
+        """Whether nothing could put the engine to sleep: outside the developer mode there is no `/is_sleeping`."""
+        reply = await self._transport.get("/is_sleeping", self._probe_timeout)
+        return isinstance(reply, Reply) and is_route_absent(reply.status, reply.body)
 
     async def _version(self) -> str | None:
         reply = await self._transport.get("/version", self._probe_timeout)
@@ -249,20 +299,20 @@ class Vllm:
         """Why no load may be sent, None if the engine is known to be awake.
 
         A server without the route `/is_sleeping` (a 404 outside the developer mode) has no route that could put it to
-        sleep either, so one look serves its whole life; any other is asked before every load.
+        sleep either, so one look serves its whole life; any other is asked before every load. That look is part of
+        every identity that `observe` reads, so that the first load need not wait for it.
         """
-        if self._cannot_sleep_in == incarnation:
+        if self._sleepless or self._cannot_sleep_in == incarnation:
             return None
-        vitals, sleeping = await asyncio.gather(
-            self._vitals(), self._transport.get("/is_sleeping", self._probe_timeout)
-        )
-        if isinstance(sleeping, Broken):
-            route_absent, says_asleep = False, None
-        else:
-            route_absent = is_route_absent(sleeping.status, sleeping.body)
-            says_asleep = decode_is_sleeping(sleeping.body) if sleeping.ok else None
+        # One after the other: what is asked last decides, and must not have become old while the other was waited for.
+        vitals = await self._vitals()
+        sleeping = await self._transport.get("/is_sleeping", self._probe_timeout)
+        says_asleep = decode_is_sleeping(sleeping.body) if isinstance(sleeping, Reply) and sleeping.ok else None
         if says_asleep or vitals.awake is False:
             return Withheld(Wakefulness.ASLEEP, "the engine sleeps: a load would destroy it")
+        if isinstance(sleeping, Broken):
+            return Withheld(Wakefulness.UNCLEAR, "the server does not say whether its engine is awake")
+        route_absent = is_route_absent(sleeping.status, sleeping.body)
         if route_absent:
             self._cannot_sleep_in = incarnation
             return None
@@ -275,7 +325,9 @@ class Vllm:
 
 
 def _same(listing: Listing, trusted: Observed) -> bool:
-    return listing.adapters == trusted.adapters and listing.bases == trusted.bases
+    return (listing.adapters is trusted.adapters or listing.adapters == trusted.adapters) and (
+        listing.bases == trusted.bases
+    )
 
 
 def _refusal(path: str, reply: Reply) -> Broken:
@@ -293,6 +345,13 @@ def _answer(reply: Reply | Broken) -> Answer:
     if isinstance(reply, Broken):
         return NoAnswer(sentence(f"{reply.reason.value}: {reply.detail}"))
     return decode_completion(reply.status, reply.body)
+
+
+def _kept(result: Accepted | Failure, reply: Reply) -> Accepted | Failure:
+    """The result with the server's own answer, where that is short enough to be passed on and kept."""
+    if isinstance(result, Accepted) or len(reply.body) > _ANSWER_LIMIT:
+        return result
+    return replace(result, answer=reply.body)
 
 
 def _failure(broken: Broken) -> Failure:

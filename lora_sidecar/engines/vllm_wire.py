@@ -41,7 +41,7 @@ class BadListing(Struct, frozen=True):
     why: str
 
 
-class _Card(Struct):
+class _Card(Struct, gc=False):
     id: str
     root: str | None = None
     parent: str | None = None
@@ -56,22 +56,55 @@ _LISTING = msgspec.json.Decoder(_Body)
 _ANY = msgspec.json.Decoder()
 
 
+class Listings:
+    """Reads one listing after another; one that says the same as the one before is that very object.
+
+    Bytes tell nothing: `created` and the permissions' ids are new in each answer (vLLM 0.32.0). So the three fields
+    that count are decoded and compared, and nothing is built from them unless they changed.
+    """
+
+    def __init__(self) -> None:
+        self._cards: list[_Card] | None = None
+        self._listing: Listing | None = None
+
+    def decode(self, body: bytes) -> Listing | BadListing:
+        """Read `/v1/models`, as `decode_listing` does."""
+        cards = _decode_cards(body)
+        if isinstance(cards, BadListing):
+            return cards
+        if self._listing is None or cards != self._cards:
+            listing = _listing_of(cards)
+            if isinstance(listing, BadListing):
+                return listing
+            self._cards, self._listing = cards, listing
+        return self._listing
+
+
 def decode_listing(body: bytes) -> Listing | BadListing:
     """Read `/v1/models`. A card with a `parent` is an adapter; `root` is then the path it was loaded from.
 
     Equal cards count once (vLLM to 0.9.2 can register one adapter twice), and an adapter named like a base model is
     left out (vLLM to 0.30 accepts one, and serves the base model for it); one name with two paths cannot be trusted.
     """
+    cards = _decode_cards(body)
+    return cards if isinstance(cards, BadListing) else _listing_of(cards)
+
+
+def _decode_cards(body: bytes) -> list[_Card] | BadListing:
     try:
         decoded = _LISTING.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         return BadListing(f"not a list of models: {sentence(str(error))}")
     if decoded.object != "list":
         return BadListing(f"not a list of models: its object is {sentence(decoded.object)!r}")
-    bases = tuple(BaseModel(card.id, card.root or card.id) for card in decoded.data if card.parent is None)
+    return decoded.data
+
+
+def _listing_of(cards: list[_Card]) -> Listing | BadListing:
+    bases = tuple(BaseModel(card.id, card.root or card.id) for card in cards if card.parent is None)
     served = {base.id for base in bases}
-    cards = [Listed(c.id, c.root or "", c.parent) for c in decoded.data if c.parent is not None and c.id not in served]
-    adapters = tuple(dict.fromkeys(cards))
+    listed = [Listed(c.id, c.root or "", c.parent) for c in cards if c.parent is not None and c.id not in served]
+    adapters = tuple(dict.fromkeys(listed))
     if len({card.name for card in adapters}) != len(adapters) or len(served) != len(bases):
         return BadListing("the same model is listed twice")
     return Listing(bases, adapters)
@@ -97,8 +130,11 @@ class Vitals(Struct, frozen=True):
 def decode_metrics(body: bytes) -> Vitals:
     """Read the two families that matter out of `/metrics`, wherever they stand (vLLM 0.11.1 and later have both).
 
-    More than one start time means that several processes answer under one name: then it identifies nothing.
+    More than one start time means that several processes answer under one name: then it identifies nothing. A body
+    that does not end with a line feed was cut short, maybe in the middle of a number, and says nothing.
     """
+    if not body.endswith(b"\n"):
+        return Vitals()
     starts = {_number(match) for match in _START_TIME.findall(body)}
     states = [(state, _number(value)) for state, value in _SLEEP_STATE.findall(body)]
     asleep = any(value != (1.0 if state == b"awake" else 0.0) for state, value in states)

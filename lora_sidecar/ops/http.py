@@ -1,4 +1,4 @@
-"""The ops port: `/livez`, `/readyz`, `/serverz/NAME` and `/metrics`.
+"""The ops port: `/livez`, `/readyz`, `/serverz/NAME`, `/metrics`, `/status` and the page at `/`.
 
 The trap guarded against is a health answer that proves nothing. Liveness says that heartbeats come to their end, and
 nothing about the server, for a restart of this container mends no server. Readiness says that every required adapter is
@@ -8,7 +8,8 @@ listed by a server that is up. Any other path is a 404.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from aiohttp import web
@@ -18,9 +19,14 @@ from lora_sidecar.config import OpsConfig
 from lora_sidecar.config_values import Fault, split_bind
 from lora_sidecar.errors import SidecarError
 from lora_sidecar.ops.metrics import Metrics
+from lora_sidecar.ops.page import HEADERS, page
 from lora_sidecar.ops.serverz import serverz
-from lora_sidecar.status import Board, ServerStatus, adapters_of, unready
+from lora_sidecar.ops.status import BadQueryError, document, encoded, read_query
+from lora_sidecar.ops.timeline import read_window
+from lora_sidecar.status import Board, ServerStatus, Snapshot, not_live, not_ready
+from lora_sidecar.work import ConditionType
 
+_PAUSED = ConditionType.PAUSED
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -45,7 +51,8 @@ class OpsServer:
         self._metrics = metrics
         self._now = now
         self._liveness = liveness
-        self._started_at = now()
+        # Tells this process's pages from those of the one before it, whose revisions were counted from 0, too.
+        self._life = secrets.token_hex(4)
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
@@ -57,6 +64,8 @@ class OpsServer:
                 web.get("/readyz", self._readyz),
                 web.get("/metrics", self._scrape),
                 serverz(self._board, self._now, self._liveness),
+                web.get("/status", self._status),
+                web.get("/", self._page),
             ]
         )
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.5, logger=_LOG)
@@ -83,46 +92,67 @@ class OpsServer:
         if self._runner is not None:
             await self._runner.cleanup()
 
+    def _look(self) -> Snapshot:
+        return self._board.snapshot(self._now(), self._liveness())
+
     async def _livez(self, _: web.Request) -> web.Response:
-        limit = self._liveness()
-        stalled = [
-            f"{status.name}: the last heartbeat ended {age:.1f} s ago, the limit is {limit:g} s"
-            for status in self._board.statuses()
-            if (age := self._now() - status.beat_at) > limit
-        ]
-        waited = self._now() - self._started_at
-        if waited > limit:
-            stalled += [f"{name}: no heartbeat has ended within {waited:.1f} s" for name in self._board.awaited()]
-        return _answer(stalled)
+        return _answer(not_live(self._look()))
 
     async def _readyz(self, request: web.Request) -> web.Response:
-        waiting = [f"{name}: no heartbeat has ended yet" for name in self._board.awaited()]
-        for status in self._board.statuses():
-            waiting += unready(status)
-        details = _details(self._board) if "verbose" in request.query else []
-        return _answer(waiting, details)
+        snapshot = self._look()
+        paused = [f"{s.name}: {c.message}" for s in snapshot.servers for c in s.conditions if c.type is _PAUSED]
+        return _answer(not_ready(snapshot), paused + (_details(snapshot) if "verbose" in request.query else []))
 
     async def _scrape(self, _: web.Request) -> web.Response:
         return web.Response(body=self._metrics.text(), headers={"Content-Type": _METRICS_TYPE})
 
+    async def _status(self, request: web.Request) -> web.Response:
+        try:
+            query = read_query(request.query)
+        except BadQueryError as error:
+            return _refused(error)
+        body = encoded(document(self._look(), query))
+        return web.Response(body=body, headers={"Content-Type": "application/json", **_UNCACHED})
 
-def _answer(problems: list[str], details: list[str] | None = None) -> web.Response:
-    lines = ["ok" if not problems else "not ok", *problems, *(details or [])]
+    async def _page(self, request: web.Request) -> web.Response:
+        try:
+            query, window = read_query(request.query), read_window(request.query)
+        except BadQueryError as error:
+            return _refused(error)
+        snapshot = self._look()
+        # What the page says changes with what is published, and with time where heartbeats stop.
+        tag = f'"{self._life}-{snapshot.revision}-{len(not_live(snapshot))}"'
+        if request.headers.get("If-None-Match") == tag:
+            return web.Response(status=304, headers={**HEADERS, "ETag": tag})
+        body = page(document(snapshot, query), query, window, tag)
+        headers = {**HEADERS, "Content-Type": "text/html; charset=utf-8", "ETag": tag}
+        return web.Response(body=body, headers=headers)
+
+
+_UNCACHED: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+
+
+def _refused(error: BadQueryError) -> web.Response:
+    return web.Response(text=f"{error}\n", status=400, headers=_UNCACHED)
+
+
+def _answer(problems: Sequence[str], details: Sequence[str] = ()) -> web.Response:
+    lines = ["ok" if not problems else "not ok", *problems, *details]
     return web.Response(text="\n".join(lines) + "\n", status=503 if problems else 200)
 
 
-def _details(board: Board) -> list[str]:
+def _details(snapshot: Snapshot) -> list[str]:
     lines: list[str] = []
-    for status in board.statuses():
+    for status in snapshot.servers:
         lines += _server(status)
-    return lines + [f"condition {c.type.value}: {c.message} ({c.hint})" for c in board.config_conditions]
+    return lines + [f"condition {c.type.value}: {c.message} ({c.hint})" for c in snapshot.config_conditions]
 
 
 def _server(status: ServerStatus) -> list[str]:
     server = status.work.server
     why = f": {server.reason.value}, {server.detail}" if server.reason is not None else ""
     lines = [f"server {status.name}: {server.phase.value}{why}"]
-    for one in adapters_of(status):
+    for one in status.adapters:
         required = ", required" if one.adapter.required else ""
         reason = one.reason and f": {one.reason}"
         lines.append(f"adapter {one.adapter.name} ({one.adapter.origin.value}{required}): {one.state.value}{reason}")

@@ -1,16 +1,19 @@
-"""The metrics: gauges derived from the newest snapshots when they are asked for, counters fed by the facts.
+"""The metrics: gauges derived from one snapshot when they are asked for, counters fed by the facts.
 
-The traps guarded against: a gauge that stays at 1 while the server is away (nothing unknown is ever shown as 1), and
-names of adapters that grow without bound into series (the listing is capped, and the cap is said).
+The traps guarded against: a gauge that stays at 1 while the server is away (nothing unknown is ever shown as 1); names
+of adapters that grow without bound into series (the listing is capped, and the cap is said); one label that is no UTF-8
+and costs the whole scrape; and a counter that appears with its first event, of which no rate can be taken (every series
+that may come is there from the start).
 """
 
 from __future__ import annotations
 
+import platform
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client import Counter as Total
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import generate_latest
@@ -19,53 +22,108 @@ from prometheus_client.registry import Collector
 
 from lora_sidecar import __version__
 from lora_sidecar.events import Event, Fact
-from lora_sidecar.status import AdapterState, Board, ServerStatus, adapters_of
-from lora_sidecar.work import Phase
+from lora_sidecar.model import FailureKind
+from lora_sidecar.status import AdapterState, AdapterStatus, Board, ServerStatus, Snapshot, not_ready
+from lora_sidecar.work import ConditionType, Phase, Verdict
 
-ADAPTER_SERIES: Final = 1000
-"""Adapters of one server that have a series of their own; the counts by state cover all."""
+# A series each for when a counter was made: half as many again, and nothing that anybody asks for.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
-_SECONDS: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
+ADAPTER_SERIES: Final = 500
+"""Adapters of one server that have series of their own, required ones first; the counts by state cover all."""
+
+SUCCEEDED: Final = "succeeded"
+
+OF_THE_PROCESS: Final = (ConditionType.CONFIG_REJECTED, ConditionType.CONFIG_NEEDS_RESTART)
+"""Conditions that are of no server; their series has an empty `server`."""
+
+_TOTALS: Final = {
+    Event.SERVER_DOWN: ("outages", "Outages of the server that began."),
+    Event.SERVER_RESTARTED: ("restarts", "New incarnations of the server that were noticed."),
+    Event.ADAPTER_ADOPTED: ("adapters_adopted", "Adapters that others loaded and that are desired since."),
+    Event.ADAPTER_FORGOTTEN: ("adapters_forgotten", "Adapters that were unloaded on purpose."),
+    Event.CHECKPOINT_WRITTEN: ("checkpoint_writes", "Checkpoints that were written."),
+    Event.CHECKPOINT_WRITE_FAILED: ("checkpoint_write_failures", "Tries to read or write a checkpoint that failed."),
+    Event.CHECKPOINT_QUARANTINED: ("checkpoint_quarantined", "Damaged checkpoints that were moved aside."),
+}
+"""Events of a server of which only the number matters."""
+
+_BEATS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_LOADS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_OUTAGES: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 
 
 class Metrics:
     """Every metric of the process, in a registry of its own."""
 
-    def __init__(self, board: Board, now: Callable[[], float]) -> None:
-        """`now` is the loop's clock."""
+    def __init__(self, board: Board, now: Callable[[], float], liveness: Callable[[], float]) -> None:
+        """`now` is the loop's clock, `liveness` the longest age in seconds that the last heartbeat may have."""
         self._registry = CollectorRegistry()
-        self._registry.register(_Snapshots(board, now))
-        self._outages = self._total("outages", "Outages of the server that began.")
-        self._restarts = self._total("restarts", "New incarnations of the server that were noticed.")
-        self._restored = self._total("restores", "Adapters that were loaded and then listed.")
-        self._failed = self._total("restore_failures", "Loads that failed.")
-        self._recovery = Histogram(
-            "lora_sidecar_recovery_seconds",
-            "From the server's first good answer after an outage to everything restored or known to fail.",
-            ["server"],
-            buckets=_SECONDS,
-            registry=self._registry,
+        self._registry.register(_Snapshots(lambda: board.snapshot(now(), liveness())))
+        ProcessCollector(registry=self._registry)
+        self._beats = self._histogram("heartbeat_duration_seconds", "How long a heartbeat took.", _BEATS)
+        self._verdicts = self._total("heartbeats", "Heartbeats that ended, by what they came to.", "verdict")
+        self._totals = {event: self._total(name, text) for event, (name, text) in _TOTALS.items()}
+        self._restores = self._total("restores", "Loads that ended: listed, or failed in one of these ways.", "result")
+        self._loads = self._histogram("restore_duration_seconds", "How long a load took that succeeded.", _LOADS)
+        self._away = self._histogram(
+            "outage_duration_seconds", "From the last good answer before an outage to the first after it.", _OUTAGES
         )
+        self._recovery = self._histogram(
+            "recovery_duration_seconds",
+            "From the first good answer after an outage to everything restored or known to fail.",
+            _OUTAGES,
+        )
+        self._unrestored = self._total("recovery_failures", "Adapters that a recovery left unrestored when it ended.")
+        self._rejections = Total(
+            "lora_sidecar_config_rejections", "Times that a changed config was found bad.", registry=self._registry
+        )
+        for status in board.statuses():
+            self._begin(status.name)
 
-    def _total(self, name: str, documentation: str) -> Total:
-        return Total(f"lora_sidecar_{name}", documentation, ["server"], registry=self._registry)
+    def _total(self, name: str, documentation: str, *labels: str) -> Total:
+        return Total(f"lora_sidecar_{name}", documentation, ["server", *labels], registry=self._registry)
+
+    def _histogram(self, name: str, documentation: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"lora_sidecar_{name}", documentation, ["server"], buckets=buckets, registry=self._registry)
+
+    def _begin(self, server: str) -> None:
+        """Have every series of a server at 0."""
+        for family in (*self._totals.values(), self._unrestored):
+            family.labels(server)
+        for histogram in (self._beats, self._loads, self._away, self._recovery):
+            histogram.labels(server)
+        for verdict in Verdict:
+            self._verdicts.labels(server, verdict.value)
+        for result in (SUCCEEDED, *FailureKind):
+            self._restores.labels(server, str(result))
 
     def count(self, server: str, facts: Iterable[Fact]) -> None:
-        """Take facts of one server into account."""
+        """Take facts of one server into account, or with the name "" those of the process."""
         for fact in facts:
-            match fact.event:
-                case Event.SERVER_DOWN:
-                    self._outages.labels(server).inc()
-                case Event.SERVER_RESTARTED:
-                    self._restarts.labels(server).inc()
-                case Event.RESTORE_SUCCEEDED:
-                    self._restored.labels(server).inc()
-                case Event.RESTORE_FAILED:
-                    self._failed.labels(server).inc()
-                case Event.RECOVERY_COMPLETED:
-                    self._recovery.labels(server).observe(fact.fields["restore_seconds"])
-                case _:
-                    pass
+            self._count(server, fact)
+
+    def _count(self, server: str, fact: Fact) -> None:
+        said = fact.fields
+        match fact.event:
+            case Event.HEARTBEAT_COMPLETED:
+                self._beats.labels(server).observe(said["seconds"])
+                self._verdicts.labels(server, said["verdict"]).inc()
+            case Event.RESTORE_SUCCEEDED:
+                self._restores.labels(server, SUCCEEDED).inc()
+                self._loads.labels(server).observe(said["seconds"])
+            case Event.RESTORE_FAILED:
+                self._restores.labels(server, said["kind"]).inc()
+            case Event.RECOVERY_COMPLETED:
+                self._away.labels(server).observe(said["outage_seconds"])
+                self._recovery.labels(server).observe(said["restore_seconds"])
+                self._unrestored.labels(server).inc(said["failed"])
+            case Event.CONFIG_REJECTED:
+                self._rejections.inc()
+            case _ if fact.event in self._totals:
+                self._totals[fact.event].labels(server).inc()
+            case _:
+                pass
 
     def text(self) -> bytes:
         """The exposition in Prometheus' text format."""
@@ -73,52 +131,99 @@ class Metrics:
 
 
 class _Snapshots(Collector):
-    """The gauges, made from the newest snapshots at every scrape."""
+    """The gauges, made from one snapshot at every scrape."""
 
-    def __init__(self, board: Board, now: Callable[[], float]) -> None:
-        self._board = board
-        self._now = now
+    def __init__(self, look: Callable[[], Snapshot]) -> None:
+        self._look = look
 
     def collect(self) -> Iterable[Metric]:
-        statuses = self._board.statuses()
-        build = _gauge("build_info", "The version that runs; always 1.", "version")
-        build.add_metric([__version__], 1)
-        up = _gauge("server_up", "1 while the server gives good answers, else 0.", "server")
-        known = _gauge("server_known", "0 while the server answers and cannot be trusted, else 1.", "server")
-        life = _gauge("server_incarnation", "The number of the server's life, as the checkpoint counts.", "server")
-        age = _gauge("heartbeat_age_seconds", "Since the last heartbeat ended.", "server")
-        took = _gauge("heartbeat_duration_seconds", "How long the last heartbeat took.", "server")
-        saved = _gauge("checkpoint_generation", "The generation of the checkpoint on disk.", "server")
-        adapters = _gauge("adapters", "Desired adapters by state.", "server", "state")
-        listed = _gauge(
-            "adapter_listed",
-            f"1 if the desired adapter is known to be listed (first {ADAPTER_SERIES}).",
-            "server",
-            "adapter",
-        )
-        condition = _gauge("condition", "1 for each condition that holds.", "server", "type")
-        for status in statuses:
-            name = status.name
-            up.add_metric([name], status.work.server.phase is Phase.UP)
-            known.add_metric([name], status.work.server.phase is not Phase.UNKNOWN)
-            life.add_metric([name], status.desired.incarnation.number)
-            age.add_metric([name], max(0.0, self._now() - status.beat_at))
-            took.add_metric([name], status.beat_seconds)
-            saved.add_metric([name], status.saved_generation)
-            self._adapters(status, adapters, listed)
-            for held in status.conditions:
-                condition.add_metric([name, held.type.value], 1)
-        for held in self._board.config_conditions:
-            condition.add_metric(["", held.type.value], 1)
-        return [build, up, known, life, age, took, saved, adapters, listed, condition]
+        snapshot = self._look()
+        yield from _process(snapshot)
+        yield from _heartbeats(snapshot)
+        yield from _adapters(snapshot.servers)
+        yield _conditions(snapshot)
 
-    def _adapters(self, status: ServerStatus, by_state: GaugeMetricFamily, listed: GaugeMetricFamily) -> None:
-        found = adapters_of(status)
-        counts = Counter(one.state for one in found)
-        for state in AdapterState:
-            by_state.add_metric([status.name, state.value], counts[state])
-        for one in found[:ADAPTER_SERIES]:
-            listed.add_metric([status.name, one.adapter.name], one.state is AdapterState.LISTED)
+
+def _process(snapshot: Snapshot) -> Iterable[Metric]:
+    build = _gauge("build_info", "The version that runs; always 1.", "version", "python_version")
+    build.add_metric([__version__, platform.python_version()], 1)
+    yield build
+    yield _single("ready", "1 while /readyz answers 200: every required adapter is listed.", not not_ready(snapshot))
+    yield _single("config_generation", "Configs taken over since the start.", snapshot.config_generation)
+    rejected = any(held.type is ConditionType.CONFIG_REJECTED for held in snapshot.config_conditions)
+    yield _single(
+        "config_last_reload_successful", "0 while the mounted config is bad and an older one is in force.", not rejected
+    )
+
+
+def _heartbeats(snapshot: Snapshot) -> Iterable[Metric]:
+    up = _gauge(
+        "server_up", "1 while the server gives good answers; 0 while it is away or cannot be trusted.", "server"
+    )
+    phase = _gauge("server_phase", "1 for what is known of the server, 0 for the others.", "server", "phase")
+    since = _gauge("server_phase_age_seconds", "Since that phase began.", "server")
+    life = _gauge("server_incarnation", "The number of the server's life, as the checkpoint counts.", "server")
+    age = _gauge("heartbeat_age_seconds", "Since the last heartbeat ended, or since the start.", "server")
+    good = _gauge(
+        "heartbeat_last_good_age_seconds", "Since the last good answer; no series before the first.", "server"
+    )
+    saved = _gauge("checkpoint_generation", "The generation of the checkpoint on disk.", "server")
+    for status in snapshot.servers:
+        server = status.work.server
+        name = status.name
+        up.add_metric([name], server.phase is Phase.UP)
+        for one in Phase:
+            phase.add_metric([name, one.value], server.phase is one)
+        since.add_metric([name], max(0.0, snapshot.at - server.since))
+        life.add_metric([name], status.desired.incarnation.number)
+        age.add_metric([name], max(0.0, snapshot.at - status.beat_at))
+        if server.last_good is not None:
+            good.add_metric([name], max(0.0, snapshot.at - server.last_good))
+        saved.add_metric([name], status.saved_generation)
+    yield from (up, phase, since, life, age, good, saved)
+
+
+def _adapters(servers: Iterable[ServerStatus]) -> Iterable[Metric]:
+    counts = _gauge("adapters", "Desired adapters by state; all of them.", "server", "state")
+    cap = f"the first {ADAPTER_SERIES} of a server, required ones first"
+    state = _gauge("adapter_state", f"1 for the state of a desired adapter ({cap}).", "server", "adapter", "state")
+    left_out = _gauge("adapter_series_omitted", "Desired adapters without series of their own.", "server")
+    for status in servers:
+        by_state = Counter(one.state for one in status.adapters)
+        for each in AdapterState:
+            counts.add_metric([status.name, each.value], by_state[each])
+        for one in with_series(status.adapters):
+            label = one.adapter.name.encode("utf-8", "backslashreplace").decode()
+            for each in AdapterState:
+                state.add_metric([status.name, label, each.value], one.state is each)
+        left_out.add_metric([status.name], max(0, len(status.adapters) - ADAPTER_SERIES))
+    yield from (counts, state, left_out)
+
+
+def with_series(adapters: tuple[AdapterStatus, ...]) -> tuple[AdapterStatus, ...]:
+    """The adapters that have series of their own: a choice that changes only when desired does."""
+    if len(adapters) <= ADAPTER_SERIES:
+        return adapters
+    required = [one for one in adapters if one.adapter.required]
+    others = [one for one in adapters if not one.adapter.required]
+    return tuple((required + others)[:ADAPTER_SERIES])
+
+
+def _conditions(snapshot: Snapshot) -> Metric:
+    family = _gauge("condition", "1 for each condition that holds, else 0.", "server", "type")
+    for status in snapshot.servers:
+        held = {one.type for one in status.conditions}
+        for kind in ConditionType:
+            if kind not in OF_THE_PROCESS:
+                family.add_metric([status.name, kind.value], kind in held)
+    held = {one.type for one in snapshot.config_conditions}
+    for kind in OF_THE_PROCESS:
+        family.add_metric(["", kind.value], kind in held)
+    return family
+
+
+def _single(name: str, documentation: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"lora_sidecar_{name}", documentation, value=value)
 
 
 def _gauge(name: str, documentation: str, *labels: str) -> GaugeMetricFamily:

@@ -20,9 +20,9 @@ def serverz(board: Board, now: Callable[[], float], liveness: Callable[[], float
         name = request.match_info["name"]
         status = next((one for one in board.statuses() if one.name == name), None)
         if status is None:
-            if name in board.awaited():
-                return web.Response(text="ok\nno heartbeat has ended yet\n")
             return web.Response(text=f"the config names no server {name[:64]!r}\n", status=404)
+        if not status.beats:
+            return web.Response(text="ok\nno heartbeat has ended yet\n")
         age = now() - status.beat_at
         if age > liveness():
             return web.Response(text=f"ok\nunknown: the last heartbeat ended {age:.0f} s ago\n")

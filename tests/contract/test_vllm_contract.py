@@ -143,6 +143,15 @@ async def test_metrics_name_the_start_of_the_process_once_and_for_good(api: Api)
     assert re.fullmatch(r"[1-9]\.\d{1,11}e\+09", samples[0][0])
 
 
+async def test_metrics_count_the_requests_that_run_and_wait(api: Api) -> None:
+    """A server without traffic says 0 to both: that is what allows several loads in flight."""
+    text = (await api.get("/metrics")).text
+    counts = re.findall(
+        r'^vllm:num_requests_(running|waiting)\{engine="0",model_name="base"\} (\S+)$', text, re.MULTILINE
+    )
+    assert sorted(counts) == [("running", "0.0"), ("waiting", "0.0")]
+
+
 async def test_metrics_say_that_the_engine_is_awake(api: Api) -> None:
     """The sleep state is one family with a series for each state, and `awake` is 1."""
     reply = await api.get("/metrics")

@@ -60,9 +60,10 @@ def test_death_at_any_step_leaves_the_old_or_the_new_generation(tmp_path: Path, 
     """Killed before any step of a save, the next start reads generation n up to the rename and n+1 from it on."""
     read = die_at_each_step(tmp_path, old, format_, format_)
 
-    # create, write, fsync, link, rename
-    assert read[:5] == [old] * 5
-    assert set(read[5:]) == {old + 1}
+    # The directory's sync after reading a file, then create, write, fsync, link, rename.
+    steps = 6 if old else 5
+    assert read[:steps] == [old] * steps
+    assert set(read[steps:]) == {old + 1}
 
 
 @pytest.mark.parametrize(("was", "now"), [("json", "yaml"), ("yaml", "json")])
@@ -70,8 +71,8 @@ def test_death_at_any_step_of_a_format_change(tmp_path: Path, was: Format, now: 
     """A change of format has no moment at which neither file can be read."""
     read = die_at_each_step(tmp_path, 2, was, now)
 
-    assert read[:5] == [2] * 5
-    assert set(read[5:]) == {3}
+    assert read[:6] == [2] * 6
+    assert set(read[6:]) == {3}
 
 
 @pytest.mark.parametrize("back", ["json", "yaml"])
@@ -84,7 +85,7 @@ def test_death_within_a_format_change_and_a_change_back(tmp_path: Path, back: Fo
         status = ended(fork(partial(save_one, place, 2, "yaml", DyingDisk(step))))
 
         assert status in {0, -signal.SIGKILL}
-        assert generation_in(place, back) == (2 if step >= 5 else 1)
+        assert generation_in(place, back) == (2 if step >= 6 else 1)
 
 
 def test_death_at_any_step_without_hard_links(tmp_path: Path) -> None:
@@ -100,8 +101,8 @@ def test_death_at_any_step_without_hard_links(tmp_path: Path) -> None:
         status = ended(fork(partial(save_one, place, 2, disk=Dying(step))))
 
         assert status in {0, -signal.SIGKILL}
-        # create, write, fsync of the new file; create, write, fsync of the copy; rename
-        assert generation_in(place) == (2 if step >= 7 else 1)
+        # sync after reading; create, write, fsync of the new file; create, write, fsync of the copy; rename
+        assert generation_in(place) == (2 if step >= 8 else 1)
 
 
 def test_dead_process_leaves_temporary_files_that_the_next_start_removes(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -91,6 +92,50 @@ def test_power_loss_while_a_file_is_moved_aside(tmp_path: Path, version: int | N
 
     assert disk.images
     assert all(unusable in image.values() for image in [*disk.images, *disk.after_power_loss()])
+
+
+def test_power_loss_after_a_death_and_a_new_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a process renamed that died before its sync is durable once the next process has read it."""
+
+    class Mortal(Platter):
+        def fsync_directory(self, directory: int) -> None:
+            raise KeyboardInterrupt(directory)
+
+    disk = Mortal()
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    store = Store(str(volume), "vllm", "json", disk)
+    store.open()
+    store.load()
+    with pytest.raises(KeyboardInterrupt):
+        store.save(a_checkpoint(1))
+    store.close()
+    assert generations(disk.after_power_loss(), tmp_path / "before") == {0, 1}
+    monkeypatch.setattr(Mortal, "fsync_directory", Platter.fsync_directory)
+    store = Store(str(volume), "vllm", "json", disk)
+    store.open()
+    loaded = store.load()
+    store.close()
+
+    assert loaded.durable
+    assert generations(disk.after_power_loss(), tmp_path / "after") == {1}
+
+
+def test_what_cannot_be_made_durable_at_the_start_is_saved_again(tmp_path: Path) -> None:
+    """A directory that cannot be synced leaves the checkpoint usable, and says that it is not durable."""
+    save_on(tmp_path, Platter(), 1)
+
+    class Unsynced(Disk):
+        def fsync_directory(self, directory: int) -> None:
+            raise OSError(errno.EIO, "no", directory)
+
+    store = Store(str(tmp_path), "vllm", "json", Unsynced())
+    store.open()
+    loaded = store.load()
+    store.close()
+
+    assert loaded.checkpoint == a_checkpoint(1)
+    assert not loaded.durable
 
 
 def test_checker_catches_a_missing_sync_of_the_file(tmp_path: Path) -> None:

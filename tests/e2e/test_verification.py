@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import NewSidecar
+from tests.e2e.conftest import PATIENCE, NewSidecar
 from tests.support.adapters import write_adapter
 from tests.support.http_client import Api
 from tests.support.servers import RunningServer
@@ -42,7 +42,7 @@ async def test_the_probe_tells_live_adapters_from_dead_and_idle_ones(
     declared = {"live-1": adapters[0], "live-2": adapters[1], "poisoned": poisoned, "idle": idle}
     sidecar = new_sidecar(vllm.url, [{"name": n, "path": str(p)} for n, p in declared.items()], verify=PROBE)
     await sidecar.start()
-    told = await sidecar.event("verification.completed", within=60)
+    told = await sidecar.event("verification.completed", within=PATIENCE)
     print(f"\n    {told}")
     assert sorted(await api.listed()) == sorted(declared)
     assert (told["adapters"], told["proven"]) == (4, 2)
@@ -61,7 +61,7 @@ async def test_an_idle_server_with_a_frozen_engine_is_found_by_the_probe(
     declared = [{"name": "declared", "path": str(adapters[0])}]
     sidecar = new_sidecar(vllm.url, declared, verify=PROBE, server_health={"hung_after": "5s"})
     await sidecar.start()
-    await sidecar.event("verification.completed", within=60)
+    await sidecar.event("verification.completed", within=PATIENCE)
     vllm.stop_engine()
     try:
         await sidecar.answers("/serverz/vllm", 503, within=30)

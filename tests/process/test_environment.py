@@ -155,7 +155,7 @@ async def test_out_of_file_descriptors(sidecar: Sidecar, vllm: RunningServer, ap
     await sidecar.beats(3, verdict="unknown")
     await vllm.restart()
     resource.prlimit(sidecar.pid, resource.RLIMIT_NOFILE, (hard, hard))
-    await sidecar.event("recovery.completed")
+    await sidecar.event("recovery.completed", lost=3, restored=3)
 
     assert "descriptors" in failed["hint"]
     assert sorted(await api.listed()) == ["one", "three", "two"]

@@ -99,8 +99,8 @@ async def test_metrics(sidecar: Sidecar, vllm: RunningServer) -> None:
     assert up("server_up") == 1
     assert up("server_incarnation") == 1
     assert up("adapters", state="listed") == 3
-    assert up("adapter_listed", adapter="two") == 1
-    assert up("restores_total") == 3
+    assert up("adapter_state", adapter="two", state="listed") == 1
+    assert up("restores_total", result="succeeded") == 3
     assert up("checkpoint_generation") >= 1
     assert 0 <= up("heartbeat_age_seconds") < 10
 
@@ -109,7 +109,7 @@ async def test_metrics(sidecar: Sidecar, vllm: RunningServer) -> None:
     await sidecar.beats(2)
     down = await scrape(sidecar)
     assert down("server_up") == 0
-    assert {down("adapter_listed", adapter=name) for name in ("one", "two", "three")} == {0}
+    assert {down("adapter_state", adapter=name, state="listed") for name in ("one", "two", "three")} == {0}
     assert (down("adapters", state="listed"), down("adapters", state="unknown")) == (0, 3)
     assert down("outages_total") == 1
 
@@ -117,7 +117,7 @@ async def test_metrics(sidecar: Sidecar, vllm: RunningServer) -> None:
     await sidecar.event("recovery.completed")
     after = await scrape(sidecar)
     assert after("restarts_total") == 1
-    assert after("recovery_seconds_count") == 1
+    assert after("recovery_duration_seconds_count") == 1
 
 
 async def test_other_paths(sidecar: Sidecar) -> None:

@@ -224,7 +224,8 @@ async def test_killed_in_the_middle_of_a_restore(new_sidecar: NewSidecar) -> Non
     """The next start goes on where the last one was killed, and loads nothing that is listed."""
     names = [f"adapter-{number}" for number in range(6)]
     async with FakeVllm(FakeConfig(check_files=False, load_delay=0.1)) as fake:
-        sidecar = new_sidecar(fake.url, [{"name": name, "path": f"/adapters/{name}"} for name in names])
+        declared = [{"name": name, "path": f"/adapters/{name}"} for name in names]
+        sidecar = new_sidecar(fake.url, declared, restore={"concurrency": 1})
         await sidecar.start()
         await eventually(lambda: _true(len(fake.adapters) >= 3), "half of the adapters are loaded")
         await sidecar.kill()

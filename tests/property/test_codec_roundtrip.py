@@ -7,9 +7,10 @@ from typing import get_args
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from lora_sidecar.codec import Checkpoint, Corrupt, Format, TooNew, decode, encode
-from lora_sidecar.model import Adapter, Desired, Incarnation, Origin
+from lora_sidecar.model import Adapter, Desired, Incarnation, Origin, Paused, Withdrawn
 from tests.support.checkpoints import sealed, sealed_tree
 
 # Whatever a JSON text can say: the two halves of one character side by side are that character, there as here.
@@ -36,7 +37,7 @@ def checkpoints(texts: st.SearchStrategy[str]) -> st.SearchStrategy[Checkpoint]:
         server=texts,
         desired=st.builds(
             Desired,
-            adapters=st.lists(adapters, max_size=6).map(lambda some: {one.name: one for one in some}),
+            adapters=st.lists(adapters, max_size=6).map(lambda some: {f"{one.name}+": _named(one) for one in some}),
             incarnation=st.builds(
                 Incarnation,
                 number=st.integers(min_value=0),
@@ -44,8 +45,19 @@ def checkpoints(texts: st.SearchStrategy[str]) -> st.SearchStrategy[Checkpoint]:
             ),
             listed=st.frozensets(texts, max_size=4),
             released=st.dictionaries(texts, texts, max_size=4),
+            withdrawn=st.dictionaries(
+                texts.map(lambda name: f"{name}-"),
+                st.builds(Withdrawn, st.none() | adapters, st.booleans()),
+                max_size=3,
+            ),
+            paused=st.none() | st.builds(Paused, texts),
         ),
     )
+
+
+def _named(adapter: Adapter) -> Adapter:
+    """The adapter under a name that no withdrawn one has."""
+    return replace(adapter, name=f"{adapter.name}+")
 
 
 @settings(deadline=None)
@@ -71,6 +83,8 @@ def test_order_in_memory_leaves_no_trace(checkpoint: Checkpoint, format_: Format
             incarnation=desired.incarnation,
             listed=frozenset(sorted(desired.listed)),
             released={name: desired.released[name] for name in released},
+            withdrawn=dict(reversed(list(desired.withdrawn.items()))),
+            paused=desired.paused,
         ),
     )
 

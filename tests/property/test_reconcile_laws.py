@@ -137,6 +137,41 @@ def live(history: list[Step], policy: Policy, check: Check, jitter: float = 0.5)
 
 
 @LAWS
+@given(history=st.lists(st.one_of(steps, st.just(None)), max_size=30), policy=policies)
+def test_a_heartbeat_like_the_last_is_worth_a_full_look(history: list[Step | None], policy: Policy) -> None:
+    """Where nothing changed, the quick answer is the one that a full look would have come to; None is such a look."""
+    world = World(policy=policy, jitter=0.5)
+
+    def check(before: Desired, seen: Observation, work: Work, plan: Plan, outcomes: tuple[Outcome, ...]) -> None:
+        looked = replace(work, steady=None)
+        clock = Clock(world.now, world.jitter)
+        whole = reconcile(before, seen, looked, policy, outcomes=outcomes, clock=clock)
+        assert replace(plan, work=replace(plan.work, steady=None)) == replace(
+            whole, work=replace(whole.work, steady=None)
+        )
+
+    for step in history:
+        match step:
+            case Dies():
+                world.restart_ourselves()
+            case Declares():
+                world.declare(*map(declared, sorted(step.names)))
+            case Ended():
+                number = world.desired.incarnation.number - 1 if step.former else None
+                world.ended(step.name, step.result, late=step.late, incarnation=number)
+            case None | Look() | Reason():
+                world.now += 5.0
+                seen: Observation | None = unknown(world.now, step) if isinstance(step, Reason) else None
+                if isinstance(step, Look):
+                    seen = seen_in(step, world.now)
+                elif seen is None and world.work.last is not None:
+                    seen = replace(world.work.last, at=world.now)
+                if seen is not None:
+                    before, work, outcomes = world.desired, world.work, world.pending
+                    check(before, seen, work, world.beat(seen), outcomes)
+
+
+@LAWS
 @given(history=histories, policy=policies)
 def test_unknown_is_never_empty(history: list[Step], policy: Policy) -> None:
     """On an unknown nothing is loaded and nothing forgotten: desired is the very same object."""

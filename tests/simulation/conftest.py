@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pytest
 from msgspec import Struct
@@ -21,10 +21,12 @@ from lora_sidecar.keeper import Keeper
 from lora_sidecar.offload import Offloader
 from lora_sidecar.status import Board, ServerStatus
 from lora_sidecar.watch import Clockwork, Watch
+from tests.support.forwarder import Forwarder
 
 T = TypeVar("T")
 
 LOAD = ("POST", "/v1/load_lora_adapter")
+UNLOAD = ("POST", "/v1/unload_lora_adapter")
 
 
 class Inline(Offloader):
@@ -53,6 +55,9 @@ class Pod:
         self._folder = folder
         self._adapters = adapters
         self._settings = settings
+        self.proxy: Forwarder | None = None
+        self.url = ""
+        self.tls = ""
         self._tasks: list[asyncio.Task[None]] = []
         self._engine: Vllm | None = None
         self._keeper: Keeper | None = None
@@ -64,7 +69,8 @@ class Pod:
 
     def config(self) -> Config:
         """The config as its file would be read."""
-        text = f"servers: [{{name: vllm, url: '{self.server.url}'}}]\n{self._adapters}\n{self._settings}\n"
+        server = f"{{name: vllm, url: '{self.url or self.server.url}'{self.tls}}}"
+        text = f"servers: [{server}]\n{self._adapters}\n{self._settings}\n"
         return parse(text.encode(), "sidecar.yaml")
 
     async def start(self) -> None:
@@ -78,11 +84,9 @@ class Pod:
         clock = Clockwork(loop.time, lambda: 1.0)
         self.watch = Watch("vllm", config, self._engine, self._keeper, self.board, self._report, clock)
         await self.watch.open()
-        self._tasks = [asyncio.create_task(self.watch.run()), asyncio.create_task(self.watch.restorer.run())]
-        self._tasks += [
-            asyncio.create_task(self.watch.retirer.run()),
-            asyncio.create_task(self.watch.verifier.run()),
-        ]
+        watch = self.watch
+        parts = (watch.run, watch.restorer.run, watch.unloader.run, watch.retirer.run, watch.verifier.run)
+        self._tasks = [asyncio.create_task(part()) for part in parts]
 
     async def die(self) -> None:
         """End the sidecar, as a kill does: nothing is written on the way out."""
@@ -142,12 +146,26 @@ PodMaker = Callable[..., Any]
 
 @pytest.fixture
 def make_pod(tmp_path: Path) -> PodMaker:
-    """Makes running pods; takes the config's adapters and further settings as YAML, and how the server is started."""
+    """Makes running pods; takes the config's adapters and further settings as YAML, and how the server is started.
+
+    `ca` is the file of its certificate's authority. With `patience` a proxy stands before it: see `Forwarder`.
+    """
 
     @asynccontextmanager
-    async def make(adapters: str = "", settings: str = "", server: FakeConfig | None = None) -> AsyncIterator[Pod]:
-        async with FakeVllm(server or FakeConfig(check_files=False)) as fake:
+    async def make(
+        adapters: str = "",
+        settings: str = "",
+        server: FakeConfig | None = None,
+        ca: str | None = None,
+        patience: float | Literal["no proxy"] | None = "no proxy",
+    ) -> AsyncIterator[Pod]:
+        async with AsyncExitStack() as stack:
+            fake = await stack.enter_async_context(FakeVllm(server or FakeConfig(check_files=False)))
             pod = Pod(fake, tmp_path, adapters, settings)
+            pod.tls = f", tls: {{ca_file: '{ca}'}}" if ca else ""
+            if patience != "no proxy":
+                pod.proxy = await stack.enter_async_context(Forwarder(fake.port, patience))
+                pod.url = f"http://127.0.0.1:{pod.proxy.port}"
             await pod.start()
             try:
                 yield pod

@@ -25,8 +25,8 @@ from lora_sidecar.model import (
     Outcome,
     Reason,
     Result,
+    Retired,
     Unknown,
-    Unloaded,
 )
 from lora_sidecar.reconcile import Policy, reconcile
 from lora_sidecar.replacement import Rule
@@ -103,7 +103,7 @@ class World:
         self.facts: list[Fact] = []
         self.plan = Plan(known, self.work, Verdict.UNKNOWN)
         self._outcomes: list[Outcome] = []
-        self._retired: list[Unloaded] = []
+        self._retired: list[Retired] = []
 
     def see(self, *listed: str | Listed, after: float = BEAT, **fields: Any) -> Plan:
         """A heartbeat with a good listing, `after` seconds after the last one."""
@@ -121,7 +121,7 @@ class World:
         clock = Clock(self.now, self.jitter)
         retired, self._retired = tuple(self._retired), []
         self.plan = reconcile(
-            self.desired, seen, self.work, self.policy, outcomes=outcomes, clock=clock, retired=retired
+            self.desired, seen, self.work, self.policy, outcomes=outcomes, clock=clock, unloaded=retired
         )
         self.desired, self.work = self.plan.desired, self.plan.work
         self.facts += self.plan.facts
@@ -137,7 +137,7 @@ class World:
 
     def unloaded(self, name: str, result: Accepted | Failure | None = None) -> None:
         """A retirement of the newest plan ended a second after the last heartbeat; well, unless `result` is given."""
-        self._retired.append(Unloaded(name, self.desired.incarnation.number, result or Accepted(), self.now + 1.0))
+        self._retired.append(Retired(name, self.desired.incarnation.number, result or Accepted(), self.now + 1.0))
 
     def restart_ourselves(self) -> None:
         """Our own process dies and comes back: only what is durable is left."""
@@ -148,8 +148,13 @@ class World:
         """A config that declares exactly these adapters is taken over, as at a reload."""
         before = self.desired
         self.desired, facts = declare(before, declared)
-        self.work = replace(self.work, attempts=pardon(self.work.attempts, before, self.desired))
+        self.work = replace(self.work, attempts=pardon(self.work.attempts, before, self.desired), steady=None)
         self.facts += facts
+
+    @property
+    def pending(self) -> tuple[Outcome, ...]:
+        """The outcomes that the next heartbeat will hear of."""
+        return tuple(self._outcomes)
 
     @property
     def restores(self) -> list[str]:

@@ -15,8 +15,9 @@ import os
 import signal
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from random import Random
 
 from lora_sidecar.disk import Disk
 
@@ -141,17 +142,25 @@ class Platter(Steps):
     def after_power_loss(self) -> Iterator[Image]:
         """Every directory that a power loss at this moment can leave."""
         for kept in itertools.product((False, True), repeat=len(self._pending)):
-            names = dict(self._durable)
-            for old, new, file in itertools.compress(self._pending, kept):
-                if old is not None:
-                    names.pop(old, None)
-                if new is not None:
-                    names[new] = file
-            for damage in (_lost, _torn, _zeroed):
-                yield {
-                    name: self._synced[file] if file in self._synced else damage(self._contents[file])
-                    for name, file in names.items()
-                }
+            for damage in _DAMAGES:
+                yield self._image(kept, damage)
+
+    def a_power_loss(self, chance: Random) -> Image:
+        """One of the directories that a power loss at this moment can leave."""
+        return self._image([chance.random() < 0.5 for _ in self._pending], chance.choice(_DAMAGES))
+
+    def _image(self, kept: Sequence[bool], damage: Callable[[bytes], bytes]) -> Image:
+        """What is left where these of the pending changes were written back."""
+        names = dict(self._durable)
+        for old, new, file in itertools.compress(self._pending, kept):
+            if old is not None:
+                names.pop(old, None)
+            if new is not None:
+                names[new] = file
+        return {
+            name: self._synced[file] if file in self._synced else damage(self._contents[file])
+            for name, file in names.items()
+        }
 
     def create(self, directory: int, name: str) -> int:
         opened = super().create(directory, name)
@@ -200,6 +209,9 @@ def _torn(data: bytes) -> bytes:
 
 def _zeroed(data: bytes) -> bytes:
     return bytes(len(data))
+
+
+_DAMAGES: tuple[Callable[[bytes], bytes], ...] = (_lost, _torn, _zeroed)
 
 
 def fork(work: Callable[[], None]) -> int:

@@ -62,6 +62,7 @@ def settings(url: str, directory: Path, adapters: Sequence[Mapping[str, Any]] = 
         "restore": {"backoff": {"initial": "200ms", "max": "1s"}},
         "checkpoint": {"directory": str(directory), "timeout": "2s"},
         "ops": {"bind": "127.0.0.1:0"},
+        "control": {"bind": "127.0.0.1:0"},
         "log": {"level": "debug", "format": "json"},
     }
     for key, value in sections.items():
@@ -215,6 +216,11 @@ class Sidecar:
         """Where the ops port listens."""
         loaded = await self.event("config.loaded")
         return f"http://{loaded['ops'][0]}"
+
+    async def control_url(self) -> str:
+        """Where the control port listens."""
+        loaded = await self.event("config.loaded")
+        return f"http://{loaded['control'][0]}"
 
     async def get(self, path: str, within: float = DEADLINE) -> Reply:
         """Ask the ops port; raises `aiohttp.ClientError` and `TimeoutError`."""

@@ -12,7 +12,7 @@ import yaml
 
 from lora_sidecar import codec
 from lora_sidecar.codec import MAX_BYTES, VERSION, Checkpoint, Corrupt, Format, TooNew, decode, encode
-from lora_sidecar.model import Adapter, Desired, Incarnation, Origin
+from lora_sidecar.model import Adapter, Desired, Incarnation, Origin, Paused, Withdrawn
 from tests.support.checkpoints import a_checkpoint, sealed, sealed_tree
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoint"
@@ -36,6 +36,20 @@ EVERYTHING = Checkpoint(
         incarnation=Incarnation(number=7, start_time=1753000000.1234567),
         listed=frozenset({"sql-assistant", "off"}),
         released={"old": "/adapters/old", "older\n": "/adapters/older"},
+    ),
+)
+# What was added to version 1: left out of the file where it says nothing.
+ADDED = Checkpoint(
+    generation=1,
+    server="vllm",
+    desired=Desired(
+        adapters={},
+        incarnation=Incarnation(1),
+        withdrawn={
+            "sql": Withdrawn(Adapter("sql", "/adapters/sql", Origin.DECLARED, required=True), pending=False),
+            "chat": Withdrawn(),
+        },
+        paused=Paused("disk is being moved"),
     ),
 )
 SMALL = a_checkpoint(2)
@@ -103,11 +117,27 @@ def test_old_version_passes_through_each_migration(monkeypatch: pytest.MonkeyPat
 
 def test_every_field_of_the_model_is_in_the_file() -> None:
     """A field added to the model cannot be left out of the file unnoticed."""
-    tree = json.loads(encode(EVERYTHING, "json"))
+    tree = json.loads(encode(EVERYTHING, "json")) | json.loads(encode(ADDED, "json"))
 
-    assert set(tree["adapters"][0]) == {field.name for field in msgspec.structs.fields(Adapter)}
+    assert set(tree["withdrawn"][1]["declared"]) == {field.name for field in msgspec.structs.fields(Adapter)}
+    assert set(tree["withdrawn"][1]) == {"name"} | {field.name for field in msgspec.structs.fields(Withdrawn)}
     assert set(tree["incarnation"]) == {field.name for field in msgspec.structs.fields(Incarnation)}
     assert {field.name for field in msgspec.structs.fields(Desired)} <= set(tree)
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_withdrawn_and_paused_come_back_as_they_were(format_: Format) -> None:
+    """What was asked for through the control port survives the file, in either format."""
+    assert decode(encode(ADDED, format_)) == ADDED
+
+
+def test_desired_and_withdrawn_at_once_is_corrupt() -> None:
+    """A name that is wanted and unwanted leaves no reading that could be acted upon."""
+    withdrawn = [{"name": "a", "pending": True, "declared": None}]
+    found = decode(sealed_tree({**PAYLOAD, "adapters": [ADAPTER], "withdrawn": withdrawn}, "json"))
+
+    assert isinstance(found, Corrupt)
+    assert "'a' is desired and withdrawn" in found.reason
 
 
 @pytest.mark.parametrize("format_", FORMATS)

@@ -256,7 +256,6 @@ def test_lines_are_counted_as_editors_count_them(end: str) -> None:
         ),
         pytest.param("ops: {zzz: 1}\n", [(2, "ops.zzz", "known here: bind")], id="unknown"),
         pytest.param('"a\\u001b b": 1\n', [(2, '"a\\u001b b"', "is not a known key")], id="odd-key"),
-        pytest.param("control: {}\n", [(2, "control", "is not a known key")], id="control-not-yet"),
         pytest.param("policy: {replace: yes}\n", [(2, "policy.replace", "is the boolean true")], id="replace-by-yes"),
         pytest.param("policy: {replace: soon}\n", [(2, "policy.replace", "never, safe")], id="replace-soon"),
         pytest.param("policy:\nlog: {}\n", [(2, "policy", "is empty, which YAML reads as null")], id="empty-section"),
@@ -736,7 +735,7 @@ def test_schema_states_defaults_as_they_are_written() -> None:
     """An editor that fills in the defaults writes a file that parses to the defaults."""
 
     def filled(body: dict[str, Any]) -> Any:
-        if body["type"] != "object":
+        if body.get("type") != "object":
             return body["default"]
         return {key: filled(inner) for key, inner in body["properties"].items()}
 
@@ -801,3 +800,48 @@ def test_bounds_hold_to_the_value_itself() -> None:
                 low, high = getattr(slot.kind, "low", ""), getattr(slot.kind, "high", "")
                 values = [duration(low), slot.default, duration(high)]
                 assert all(float(a) < float(b) for a, b in itertools.pairwise(values))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("written", "read"), [("auto", "auto"), ("1", 1), ("16", 16)])
+def test_concurrency_is_a_number_or_left_to_us(written: str, read: int | str) -> None:
+    """A number from 1 to 16, or the word auto, which is the default."""
+    config = parse(f"{SERVER}\nrestore: {{concurrency: {written}}}".encode(), "test.yaml")
+
+    assert config.restore.concurrency == read
+    assert parse(SERVER.encode(), "test.yaml").restore.concurrency == "auto"
+
+
+@pytest.mark.parametrize("written", ["0", "17", "automatic", "'4'", "2.0", "null", "[]"])
+def test_any_other_concurrency_is_refused(written: str) -> None:
+    """What is neither is named with its line and key."""
+    with pytest.raises(ConfigError, match=r"restore\.concurrency"):
+        parse(f"{SERVER}\nrestore: {{concurrency: {written}}}".encode(), "test.yaml")
+
+
+@pytest.mark.parametrize(
+    "bind", ["127.0.0.1:9401", "127.8.9.1:0", '"[::1]:9401"', "localhost:9401"], ids=["v4", "v4-other", "v6", "name"]
+)
+def test_control_port_on_loopback_needs_no_token(bind: str) -> None:
+    """The containers of the pod share the loopback; it is the default."""
+    assert parse(f"{SERVER}control: {{bind: {bind}}}\n".encode(), "test.yaml").control.token_file is None
+
+
+@pytest.mark.parametrize(
+    "bind", ["0.0.0.0:9401", '"[::]:9401"', "10.0.0.7:9401", "example.org:9401", "localhost.example:1"]
+)
+@pytest.mark.parametrize("token", ["", "\n  token_file: null"], ids=["not-given", "null"])
+def test_control_port_elsewhere_needs_a_token(bind: str, token: str) -> None:
+    """Whoever reaches it can load and unload: without a token the config is refused, at the line of the address."""
+    text = f"{SERVER}control:{token}\n  bind: {bind}\n"
+    (found,) = problems(text)
+
+    assert (found.line, found.key) == (text.count("\n"), "control.bind")
+    assert "control.token_file is needed" in found.rule
+    assert "127.0.0.1" in found.hint
+    mended = parse(f"{SERVER}control: {{bind: {bind}, token_file: /run/token}}\n".encode(), "test.yaml")
+    assert mended.control.token_file == "/run/token"
+
+
+def test_fault_in_the_token_file_is_told_once() -> None:
+    """A bad token_file is one problem and not two."""
+    expect(SERVER + "control: {bind: 0.0.0.0:1, token_file: relative}\n", (2, "control.token_file", "absolute path"))

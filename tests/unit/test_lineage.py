@@ -53,6 +53,33 @@ def test_evidence_is_ranked(
     assert judgement.incarnation.number == (4 if restarted else 3)
 
 
+@pytest.mark.parametrize(
+    ("earlier", "later", "restarted", "evidence"),
+    [
+        (4, 4, False, Evidence.SILENT_CONNECTION),
+        (4, 5, True, Evidence.OUTAGE),
+        (None, 4, True, Evidence.OUTAGE),
+        (4, None, True, Evidence.OUTAGE),
+        (None, None, True, Evidence.OUTAGE),
+    ],
+)
+def test_a_connection_that_outlasted_both_listings_outweighs_an_interruption(
+    earlier: int | None, later: int | None, restarted: bool, evidence: Evidence
+) -> None:
+    """The same connection proves the same life; another one, or none at either time, proves nothing."""
+    last = observed(1.0, "a", "b", start_time=None, line=earlier)
+    judgement = judge(known(None), work(last, interrupted=True), observed(2.0, start_time=None, line=later))
+
+    assert (judgement.restarted, judgement.evidence) == (restarted, evidence)
+
+
+def test_a_start_time_outweighs_a_connection() -> None:
+    """Behind a proxy a connection outlives the server; its start time does not."""
+    last = observed(1.0, "a", "b", start_time=7.0, line=1)
+
+    assert judge(known(7.0), work(last), observed(2.0, start_time=8.0, line=1)).evidence is Evidence.START_TIME
+
+
 @pytest.mark.parametrize("start_time", [None, 5.0])
 def test_first_sight_is_no_restart(start_time: float | None) -> None:
     """A server that was never seen before begins its first known life."""

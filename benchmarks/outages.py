@@ -1,0 +1,126 @@
+"""How soon a death is known, and how soon adapters are back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+from benchmarks import pods, polling
+from benchmarks.figures import Figures, median
+from tests.support.servers import Kind, RunningServer
+
+
+async def detection(kind: Kind, folder: Path, rounds: int) -> Figures:
+    """From SIGKILL to the kernel's FIN on a connection of ours, and from that to the sidecar's `server.down`."""
+    fins: list[float] = []
+    downs: list[float] = []
+    async with RunningServer(pods.spec(kind, folder), folder / "server.log") as server:
+        for number in range(rounds):
+            if number:
+                await server.restart()
+            async with pods.sidecar(folder / "sidecar", server.url) as one:
+                await one.event("server.up")
+                reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+                await asyncio.sleep(1.0)
+                killed = time.clock_gettime(time.CLOCK_REALTIME)
+                server.kill_now()
+                await reader.read()
+                fin = time.clock_gettime(time.CLOCK_REALTIME)
+                writer.close()
+                down = pods.logged_at(await one.event("server.down"))
+                fins.append(fin - killed)
+                downs.append(max(0.0, down - fin))
+    # A poll every 5 s finds it after 2.5 s in the middle, and after 5 s at worst.
+    row = (rounds, median(fins) * 1e3, median(downs) * 1e3, max(downs) * 1e3, 2500 / max(0.1, median(downs) * 1e3))
+    columns = ("deaths", "SIGKILL to FIN, ms", "FIN to server.down, ms", "worst, ms", "5 s poll / ours")
+    return Figures("detection", "Detection of a death", columns, (row,))
+
+
+async def first_load(kind: Kind, folder: Path, rounds: int) -> Figures:
+    """From the first accepted connection to the first adapter listed, against a bare loop that waits for the port."""
+    wanted = pods.adapters(folder, 1)
+    ours: list[float] = []
+    bare: list[float] = []
+    async with RunningServer(pods.spec(kind, folder), folder / "server.log") as server:
+        async with pods.sidecar(folder / "sidecar", server.url, wanted) as one:
+            await one.event("restore.completed")
+            for _ in range(rounds):
+                await server.sigkill_all()
+                server.start()
+                ours.append((await pods.first_and_last(server, 1))[0])
+                await one.event("recovery.completed", count=len(ours))
+        for _ in range(rounds):
+            await server.sigkill_all()
+            server.start()
+            began = await pods.accepting(server)
+            await pods.load_all(server.url, wanted)
+            bare.append(asyncio.get_running_loop().time() - began)
+    row = (rounds, median(bare) * 1e3, median(ours) * 1e3, max(ours) * 1e3, (median(ours) - median(bare)) * 1e3)
+    columns = ("restarts", "bare loop, ms", "sidecar, ms", "worst, ms", "added, ms")
+    return Figures("first_load", "Port open to first adapter listed", columns, (row,))
+
+
+async def restore(kind: Kind, folder: Path, counts: tuple[int, ...], rounds: int) -> Figures:
+    """Adapters that an idle server lacks: the sidecar's restore against bare loops and the poller's."""
+    rows: list[tuple[object, ...]] = []
+    async with RunningServer(pods.spec(kind, folder), folder / "server.log") as server:
+        for count in counts:
+            wanted = pods.adapters(folder, count)
+            names = list(wanted)
+            times: dict[str, list[float]] = {}
+            for _ in range(rounds):
+                for lanes in (1, 4, 8):
+                    times.setdefault(f"bare {lanes}", []).append(await pods.load_all(server.url, wanted, lanes))
+                    await pods.unload_all(server.url, names)
+                began = asyncio.get_running_loop().time()
+                await asyncio.to_thread(polling.once, server.url, wanted)
+                times.setdefault("poller", []).append(asyncio.get_running_loop().time() - began)
+                await pods.unload_all(server.url, names)
+                async with pods.sidecar(folder / "sidecar", server.url, wanted) as one:
+                    ended = pods.logged_at(await one.event("restore.completed"))
+                    times.setdefault("sidecar", []).append(ended - pods.logged_at(await one.event("restore.started")))
+                await pods.unload_all(server.url, names)
+            middle = {name: median(values) for name, values in times.items()}
+            best = min(middle["bare 1"], middle["bare 4"], middle["bare 8"])
+            ours = middle["sidecar"]
+            rows.append((count, *middle.values(), ours / middle["bare 1"], ours / best, ours / middle["poller"]))
+    columns = (
+        "adapters",
+        "bare 1, s",
+        "bare 4, s",
+        "bare 8, s",
+        "poller, s",
+        "sidecar, s",
+        "/ bare 1",
+        "/ best",
+        "/ poller",
+    )
+    return Figures("restore", "Restore of a server without traffic", columns, tuple(rows))
+
+
+async def outage(kind: Kind, folder: Path, counts: tuple[int, ...], rounds: int) -> Figures:
+    """From the first accepted connection after a kill to everything listed, the sidecar against the poller."""
+    rows: list[tuple[object, ...]] = []
+    async with RunningServer(pods.spec(kind, folder), folder / "server.log") as server:
+        for count in counts:
+            wanted = pods.adapters(folder, count)
+            ours: list[float] = []
+            theirs: list[float] = []
+            async with pods.sidecar(folder / "sidecar", server.url, wanted) as one:
+                await one.event("restore.completed", within=60)
+                for _ in range(rounds):
+                    await server.sigkill_all()
+                    server.start()
+                    ours.append((await pods.first_and_last(server, count))[1])
+                    await one.event("recovery.completed", count=len(ours))
+            async with pods.poller(server.url, wanted):
+                for number in range(rounds):
+                    await server.sigkill_all()
+                    # Pollers meet a server at any moment of their sleep.
+                    await asyncio.sleep(1.0 + number)
+                    server.start()
+                    theirs.append((await pods.first_and_last(server, count))[1])
+            rows.append((count, median(theirs), median(ours), median(ours) / median(theirs)))
+    columns = ("adapters", "poller, s", "sidecar, s", "ratio")
+    return Figures("outage", "Port open to everything back after a kill", columns, tuple(rows))

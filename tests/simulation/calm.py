@@ -1,0 +1,164 @@
+"""The end of all trouble, and the whole of one world: what was lost has to be back within a bounded time.
+
+The trap guarded against is a sidecar that survives everything and recovers from nothing. Once the faults are over,
+everything that must be remembered has to be listed, and then nothing may happen any more.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from random import Random
+from unittest.mock import patch
+
+from lora_sidecar.engines import vllm
+from lora_sidecar.model import Origin
+from lora_sidecar.status import unready
+from lora_sidecar.work import ConditionType, Phase, Verdict
+from tests.simulation import virtual_time
+from tests.simulation.fate import NAMES, ODD_NAMES, Fate, traits_of
+from tests.simulation.oracle import ViolationError
+from tests.simulation.world import Report, World
+
+_SETTLED = 12.0
+
+
+class Calm:
+    """What must come true in one world when all trouble has ended."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    async def settle(self) -> bool:
+        """End every fault; whether what is desired is listed within a bounded time, and nothing is done after that."""
+        world, server = self._world, self._world.server
+        world.say("fate", "all trouble ends")
+        world.network.rules.clear()
+        world.shelf.states.clear()
+        world.volume.heal()
+        server.thaw()
+        life = server.life
+        if life is not None:
+            life.routes.engine.hung = False
+            server.wake()
+        if not server.runtime_loading or server.wedged or (life is not None and life.routes.engine.dead):
+            server.crash("started anew", 1.0)
+        server.runtime_loading = True
+        if server.life is None and not server.starting:
+            server.spawn(server.boot(1.0))
+        world.start_sidecar()
+        began = world.now
+        bound = self._bound()
+        why = "trouble has only just ended"
+        while why and world.now - began < bound:
+            if not await world.let_pass(0.25):
+                return False
+            why = self._unsettled()
+        if why:
+            world.broke(ViolationError(f"recovery: {world.now - began:.0f} s after all trouble ended: {why}"))
+            return False
+        world.counts["settled seconds"] += round(world.now - began)
+        return await self._stays_settled()
+
+    def _bound(self) -> float:
+        """Seconds within which everything must be back: the longest wait, one load under way, and all loads."""
+        world = self._world
+        backoff = world.config.restore.backoff
+        loads = (len(NAMES) + len(ODD_NAMES) + 2) * (world.traits.load_seconds + 1.0)
+        waits = max(backoff.max, backoff.parked) + 300.0 + world.config.restore.timeout
+        return waits + 4 * loads + 30.0
+
+    def _unsettled(self) -> str:
+        """Why the world has not settled yet; empty if it has."""
+        world = self._world
+        status = None if world.sidecar is None else world.sidecar.board.statuses()[0]
+        if status is None or not status.beats:
+            return "the sidecar has not completed a heartbeat"
+        if status.work.server.phase is not Phase.UP:
+            return f"the server is {status.work.server.phase}: {status.work.server.detail}"
+        if world.server.life is not None and world.server.life.loads:
+            return "a load is under way"
+        known = () if status.work.last is None else {card.name for card in status.work.last.adapters}
+        if set(known) != world.server.adapters.keys():
+            return "the newest listing is out of date"
+        declared = {name for name, a in status.desired.adapters.items() if a.origin is Origin.DECLARED}
+        if declared != world.adapters.keys():
+            return "the config is not in force"
+        missing = sorted(status.desired.adapters.keys() - world.server.adapters.keys())
+        if missing:
+            return f"not listed: {missing}"
+        if status.verdict is not Verdict.STEADY:
+            return f"the verdict is {status.verdict}"
+        if status.work.recovery is not None:
+            return f"a recovery is not over: {status.work.recovery}"
+        if any(c.type is ConditionType.CHECKPOINT_NOT_PERSISTED for c in status.conditions):
+            return "the checkpoint is not written"
+        return ""
+
+    async def _stays_settled(self) -> bool:
+        """Nothing is loaded and nothing is forgotten any more; the conditions that hold have causes."""
+        world = self._world
+        if world.sidecar is None:
+            raise AssertionError("the sidecar was started")
+        (status,) = world.sidecar.board.statuses()
+        desired, listed = set(status.desired.adapters), dict(world.server.adapters)
+        if not await world.let_pass(_SETTLED):
+            return False
+        (status,) = world.sidecar.board.statuses()
+        promises = {
+            "recovery: what was listed is listed no more": dict(world.server.adapters) == listed,
+            "memory: desired changes with nothing happening": set(status.desired.adapters) == desired,
+            "memory: what was durable is desired no more": world.oracle.memory <= desired,
+            "honesty: ready, and a required adapter is not listed": bool(unready(status)) is False,
+            "honesty: a condition without a cause": all(
+                c.type in (ConditionType.ADOPTION_REFUSED, ConditionType.ADAPTER_PATH_DIFFERS)
+                for c in status.conditions
+            ),
+            "memory: unloaded on purpose, and still desired": not (
+                desired & world.oracle.known_unloaded.keys() if world.traits.forgets else ()
+            ),
+        }
+        for promise, kept in promises.items():
+            if not kept:
+                world.broke(ViolationError(f"{promise}; {status.conditions}; listed {sorted(listed)}"))
+        return world.error is None
+
+
+async def _live(seed: int, folder: Path, *, tell: bool) -> Report:
+    rng = Random(f"fate {seed}")
+    traits = traits_of(rng)
+    world = World(seed, traits, folder)
+    fate = Fate(world, rng)
+    world.say("fate", f"seed {seed}: {traits}")
+    began = world.now
+    with (
+        patch.object(vllm, "Transport", world.network.transport),
+        patch.object(vllm, "Sentinel", world.network.sentinel),
+        patch("time.time", world.wall),
+    ):
+        try:
+            if rng.random() < 0.5:
+                for name in rng.sample(NAMES, 2):
+                    world.adapters[name] = {"path": f"/adapters/{name}", "required": True}
+                world.reconfigure()
+            world.server.spawn(world.server.boot(rng.choice((0.0, 0.5, 20.0))))
+            world.start_sidecar()
+            for _ in range(rng.choice((1, 1, 2))):
+                if not (
+                    await fate.rage(rng.choice((60.0, 200.0, 400.0)))
+                    and await fate.rest()
+                    and await Calm(world).settle()
+                ):
+                    break
+            seconds = world.now - began
+        finally:
+            await world.close()
+    error = "" if world.error is None else f"{type(world.error).__name__}: {world.error}"
+    return Report(seed, seconds, error, world.told(None) if tell else world.told() if error else "", dict(world.counts))
+
+
+def live(seed: int, shelf: str | None = None, *, tell: bool = False) -> Report:
+    """Live through the world of one seed; its disk is made in the folder `shelf`, and with `tell` all is told."""
+    began = traits_of(Random(f"fate {seed}")).began
+    with tempfile.TemporaryDirectory(dir=shelf, ignore_cleanup_errors=True) as folder:
+        return virtual_time.run(_live(seed, Path(folder), tell=tell), began)

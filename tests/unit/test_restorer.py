@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from lora_sidecar.config import Config
+from lora_sidecar.model import (
+    Accepted,
+    Adapter,
+    Answer,
+    Failure,
+    FailureKind,
+    Incarnation,
+    Observation,
+    Observed,
+    Pulse,
+    Result,
+    Unfit,
+)
+from lora_sidecar.restorer import Restorer
+from lora_sidecar.work import Plan, Recovery, Verdict, Work
+from tests.support.core import adapter, desired
+
+pytestmark = pytest.mark.looptime
+
+NAMES = [f"a{number:02}" for number in range(12)]
+
+
+class Slow:
+    """An engine whose loads take a second each; `busy` is whether it has requests, `results` answers by name."""
+
+    def __init__(self) -> None:
+        self.busy = False
+        self.results: dict[str, Result] = {}
+        self.in_flight = 0
+        self.most = 0
+        self.loaded: list[tuple[str, int]] = []
+
+    def apply(self, config: Config) -> None:
+        """See `Engine`."""
+
+    def alarm(self, ended: Callable[[], None]) -> None:
+        """See `Engine`."""
+
+    async def observe(self, trusted: Observed | None) -> Observation:
+        """See `Engine`."""
+        raise NotImplementedError
+
+    async def load(self, adapter: Adapter, incarnation: int) -> Result:
+        """Take a second."""
+        self.loaded.append((adapter.name, incarnation))
+        self.in_flight += 1
+        self.most = max(self.most, self.in_flight)
+        try:
+            await asyncio.sleep(1)
+        finally:
+            self.in_flight -= 1
+        return self.results.get(adapter.name, Accepted())
+
+    async def quiet_since(self, oldest: float) -> float | None:
+        """Quiet right now, or not."""
+        del oldest
+        return None if self.busy else asyncio.get_running_loop().time()
+
+    @property
+    def pulse(self) -> Pulse:
+        """See `Engine`."""
+        raise NotImplementedError
+
+    async def halted(self) -> bool:
+        """See `Engine`."""
+        raise NotImplementedError
+
+    async def unfit(self, busy_above: int) -> Unfit | None:
+        """See `Engine`."""
+        raise NotImplementedError
+
+    async def ask(self, model: str, prompt: str, deadline: float | None) -> Answer:
+        """See `Engine`."""
+        raise NotImplementedError
+
+    async def unload(self, name: str) -> Accepted | Failure:
+        """See `Engine`."""
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        """See `Engine`."""
+
+
+def plan(names: Iterable[str], number: int = 1, at: float = 0.0, restarts: int = 1) -> Plan:
+    """A plan that restores these adapters in this order."""
+    known = desired(*map(adapter, names), number=number)
+    work = Work(recovery=Recovery(0.0, "refused", restarts=restarts))
+    assert known.incarnation == Incarnation(number, known.incarnation.start_time)
+    return Plan(known, work, Verdict.RESTORING, tuple(known.adapters.values()), observed_at=at)
+
+
+@asynccontextmanager
+async def restoring(engine: Slow) -> AsyncIterator[tuple[Restorer, asyncio.Event]]:
+    """A restorer that runs, and what is set when a round has ended."""
+    finished = asyncio.Event()
+    restorer = Restorer(engine, asyncio.get_running_loop().time, finished.set)
+    task = asyncio.create_task(restorer.run())
+    try:
+        yield restorer, finished
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def names_of(engine: Slow) -> list[str]:
+    """What was loaded, in order."""
+    return [name for name, _ in engine.loaded]
+
+
+async def test_four_at_a_time_without_traffic() -> None:
+    """After the first load was accepted, four are in flight: twelve take four rounds and not twelve."""
+    engine = Slow()
+    async with restoring(engine) as (restorer, finished):
+        restorer.offer(plan(NAMES))
+        await finished.wait()
+        assert asyncio.get_running_loop().time() == pytest.approx(4.0)
+    assert engine.most == 4
+    assert names_of(engine) == NAMES
+
+
+async def test_one_at_a_time_with_traffic() -> None:
+    """Each load is a pause for all inference: a server with requests has one at a time."""
+    engine = Slow()
+    engine.busy = True
+    async with restoring(engine) as (restorer, finished):
+        restorer.offer(plan(NAMES))
+        await finished.wait()
+    assert engine.most == 1
+    assert names_of(engine) == NAMES
+
+
+async def test_traffic_that_comes_meanwhile_is_noticed() -> None:
+    """As soon as the server serves, no second load is sent beside one in flight."""
+    engine = Slow()
+    async with restoring(engine) as (restorer, finished):
+        restorer.offer(plan(NAMES))
+        await asyncio.sleep(1.2)
+        assert engine.in_flight == 4
+        engine.busy = True
+        await asyncio.sleep(1.0)
+        engine.most = 0
+        await finished.wait()
+        assert asyncio.get_running_loop().time() == pytest.approx(9.0)
+    assert engine.most == 1
+
+
+async def test_nothing_beside_the_first_load() -> None:
+    """A server that can load nothing, or that dies of the first adapter, is met with a single load."""
+    engine = Slow()
+    engine.results = {NAMES[0]: Failure(FailureKind.SERVER_SETUP, "LoRA is not enabled")}
+    async with restoring(engine) as (restorer, finished):
+        restorer.offer(plan(NAMES))
+        await finished.wait()
+    assert names_of(engine) == NAMES[:1]
+
+
+async def test_one_at_a_time_after_a_restore_that_was_cut_short() -> None:
+    """A second restart within one recovery may be an adapter's doing: the next death should name one alone."""
+    engine = Slow()
+    async with restoring(engine) as (restorer, finished):
+        restorer.offer(plan(NAMES, restarts=2))
+        await finished.wait()
+    assert engine.most == 1
+
+
+@pytest.mark.parametrize(("concurrency", "seconds"), [(1, 12.0), (3, 5.0), (16, 2.0)])
+async def test_a_configured_number_is_kept_to(concurrency: int, seconds: float) -> None:
+    """A number in the config holds whatever the traffic, after the first load."""
+    engine = Slow()
+    engine.busy = True
+    async with restoring(engine) as (restorer, finished):
+        restorer.concurrency = concurrency
+        restorer.offer(plan(NAMES))
+        await finished.wait()
+        assert asyncio.get_running_loop().time() == pytest.approx(seconds)
+
+
+async def test_what_is_in_flight_is_not_sent_again_by_a_newer_plan() -> None:
+    """A heartbeat during a restore finds adapters missing that are being loaded."""
+    engine = Slow()
+    async with restoring(engine) as (restorer, finished):
+        restorer.offer(plan(NAMES))
+        ended: set[str] = set()
+        for at in (0.5, 1.5, 2.5):
+            await asyncio.sleep(at - asyncio.get_running_loop().time())
+            ended |= {outcome.adapter.name for outcome in restorer.drain()}
+            restorer.offer(plan([name for name in NAMES if name not in ended], at=at))
+        await finished.wait()
+    assert sorted(names_of(engine)) == NAMES
+
+
+async def test_a_new_life_gets_what_was_in_flight_in_the_old_one() -> None:
+    """Loads of the former life are abandoned, and sent to the new one at once, carefully again."""
+    engine = Slow()
+    async with restoring(engine) as (restorer, finished):
+        restorer.offer(plan(NAMES[:5]))
+        await asyncio.sleep(1.5)
+        restorer.offer(plan(NAMES[:5], number=2, at=1.5))
+        await finished.wait()
+        assert asyncio.get_running_loop().time() == pytest.approx(3.5, abs=0.01)
+        abandoned = [o for o in restorer.drain() if o.result == Failure(FailureKind.AMBIGUOUS, _ABANDONED)]
+    assert {outcome.incarnation for outcome in abandoned} == {1}
+    assert [name for name, number in engine.loaded if number == 2] == NAMES[:5]
+
+
+async def test_a_fault_of_the_server_ends_the_round_for_all() -> None:
+    """No load is sent after one that may have met a dying server; those in flight end by themselves."""
+    engine = Slow()
+    engine.results = {NAMES[2]: Failure(FailureKind.ENGINE, "EngineCore encountered an issue")}
+    async with restoring(engine) as (restorer, finished):
+        restorer.offer(plan(NAMES))
+        await finished.wait()
+        assert len(restorer.drain()) == 5
+    assert names_of(engine) == NAMES[:5]
+
+
+_ABANDONED = "abandoned: the server restarted"
