@@ -68,16 +68,15 @@ class Verifier:
     async def run(self) -> None:
         """Probe for ever."""
         while True:
-            wait = self._wait()
-            if wait is not None and wait[1] <= self._now():
-                await self._probe(wait[0])
-                continue
             self._changed.clear()
+            wait = self._wait()
             try:
-                async with asyncio.timeout_at(None if wait is None else wait[1]):
+                async with asyncio.timeout_at(None if wait is None else max(wait[1], self._now())):
                     await self._changed.wait()
             except TimeoutError:
-                continue
+                # The loop may wake up a hair before the time: it is due all the same, or this would spin.
+                if wait is not None:
+                    await self._probe(wait[0])
 
     def _wait(self) -> tuple[str, float] | None:
         """Which adapter to probe next, and when; None until another plan comes."""
@@ -99,7 +98,9 @@ class Verifier:
             return
         self._trials = current(self._trials, self._listed(plan))
         before, life = self._trials, self._life
-        trial = before[name]
+        trial = before.get(name)
+        if trial is None:
+            return
         unfit = await self._engine.unfit(config.verify.busy_above)
         self._obstacle = unfit.obstacle if unfit is not None else ""
         if unfit is not None:
