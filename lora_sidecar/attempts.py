@@ -62,7 +62,7 @@ def absorb(
                 withheld = outcome.result
             case Accepted():
                 hold, withheld = None, None
-                attempts[name] = replace(ended, accepted=True)
+                attempts[name] = replace(ended, accepted=True, fresh=not outcome.result.already)
             case Failure():
                 withheld = None
                 hold = _hold(hold, outcome.result, backoff, clock)
@@ -173,7 +173,7 @@ def _listed(attempt: Attempt, backoff: BackoffConfig, clock: Clock) -> Attempt |
     since = clock.now if attempt.listed_since is None else attempt.listed_since
     if attempt.failures == 0 or clock.now - since >= backoff.reset_after:
         return None
-    return replace(attempt, listed_since=since, ended_at=0.0, accepted=False)
+    return replace(attempt, listed_since=since, ended_at=0.0, accepted=False, fresh=False)
 
 
 def _succeeded(name: str, path: str, attempt: Attempt) -> Fact:

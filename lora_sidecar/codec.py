@@ -83,6 +83,7 @@ class _AdapterV1(Struct, frozen=True, forbid_unknown_fields=True):
     priority: int
     is_3d_lora_weight: bool
     base: str | None
+    listed_as: str | None = None
 
 
 class _IncarnationV1(Struct, frozen=True, forbid_unknown_fields=True):
@@ -187,7 +188,7 @@ def _fields(checkpoint: Checkpoint) -> _Tree:
 
 
 def _adapter_fields(adapter: Adapter) -> _Tree:
-    return {
+    fields: _Tree = {
         "name": adapter.name,
         "path": adapter.path,
         "origin": adapter.origin,
@@ -196,6 +197,9 @@ def _adapter_fields(adapter: Adapter) -> _Tree:
         "is_3d_lora_weight": adapter.is_3d_lora_weight,
         "base": adapter.base,
     }
+    if adapter.listed_as is not None:
+        fields["listed_as"] = adapter.listed_as
+    return fields
 
 
 class _Written(str):
@@ -207,10 +211,11 @@ class _Written(str):
 def _adapter_line(adapter: Adapter) -> str:
     """An adapter as one line of JSON: written out, since an encoder takes longer for 10,000 of them than the disk."""
     base = "null" if adapter.base is None else _quoted(adapter.base)
+    listed_as = "" if adapter.listed_as is None else f', "listed_as": {_quoted(adapter.listed_as)}'
     return (
         f'{{"name": {_quoted(adapter.name)}, "path": {_quoted(adapter.path)}, "origin": "{adapter.origin.value}", '
         f'"required": {_BOOLEAN[adapter.required]}, "priority": {adapter.priority}, '
-        f'"is_3d_lora_weight": {_BOOLEAN[adapter.is_3d_lora_weight]}, "base": {base}}}'
+        f'"is_3d_lora_weight": {_BOOLEAN[adapter.is_3d_lora_weight]}, "base": {base}{listed_as}}}'
     )
 
 
@@ -366,4 +371,5 @@ def _adapter(stored: _AdapterV1) -> Adapter:
         priority=stored.priority,
         is_3d_lora_weight=stored.is_3d_lora_weight,
         base=stored.base,
+        listed_as=stored.listed_as,
     )

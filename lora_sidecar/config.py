@@ -48,8 +48,12 @@ class ServerConfig(Struct, frozen=True):
             restart=True,
         ),
     ]
-    engine: Annotated[Literal["auto", "vllm"], Key("What serves there; auto asks it.", restart=True)] = "auto"
+    engine: Annotated[Literal["auto", "vllm", "sglang"], Key("What serves there; auto asks it.", restart=True)] = "auto"
     api_key_file: Annotated[str | None, Key("A file with the server's API key.", _SECRET_PATH, restart=True)] = None
+    admin_api_key_file: Annotated[
+        str | None,
+        Key("A file with SGLang's admin API key, for loads; null: api_key_file serves.", _SECRET_PATH, restart=True),
+    ] = None
     base_model: Annotated[
         str | None, Key("The served name of the base model, which must be listed; null: any.", Text())
     ] = None
@@ -72,6 +76,13 @@ class AdapterConfig(Struct, frozen=True):
     is_3d_lora_weight: Annotated[
         bool, Key("vLLM's load field of that name (0.22 and later): a mixture-of-experts layout.")
     ] = False
+    servers: Annotated[
+        tuple[str, ...] | None,
+        Key(
+            "The names of the servers that are to have it; null: all.",
+            Listing(64, fewest=1, item=Text(values.label, values.LABEL_PATTERN, 63)),
+        ),
+    ] = None
 
 
 class AdoptConfig(Struct, frozen=True):
@@ -258,6 +269,10 @@ class Config(Struct, frozen=True):
     ops: Annotated[OpsConfig, Key("The port for probes and metrics.")] = OpsConfig()
     control: Annotated[ControlConfig, Key("The port to load and unload adapters by request.")] = ControlConfig()
     log: Annotated[LogConfig, Key("What is logged and how.")] = LogConfig()
+
+    def declared_on(self, server: str) -> tuple[AdapterConfig, ...]:
+        """Return the adapters that the server of that name is to have."""
+        return tuple(one for one in self.adapters if one.servers is None or server in one.servers)
 
 
 _DEFAULT = Config(servers=())

@@ -27,7 +27,9 @@ def faults(reading: Reading, default: Struct) -> _Faults:
     yield from _unique(reading, "adapters", "name")
     for at in range(reading.lengths.get("servers", 0)):
         yield from _tls(reading, f"servers[{at}]")
+        yield from _admin_key(reading, f"servers[{at}]")
     yield from _base_names(reading)
+    yield from _server_names(reading)
     yield from _timing(reading, default)
     yield from _control(reading)
 
@@ -61,6 +63,31 @@ def _tls(reading: Reading, server: str) -> _Faults:
     for have, lack in (("cert_file", "key_file"), ("key_file", "cert_file")):
         if have in given and lack not in given and reading.sound(f"{server}.tls.{lack}"):
             yield given[have].line, f"{server}.tls.{have}", Fault(f"needs {lack} beside it")
+
+
+def _admin_key(reading: Reading, server: str) -> _Faults:
+    key, engine = reading.found.get(f"{server}.admin_api_key_file"), reading.found.get(f"{server}.engine")
+    if key and key.value is not None and engine and engine.value == "vllm":
+        yield key.line, f"{server}.admin_api_key_file", Fault("is only for SGLang", "vLLM has one key: api_key_file")
+
+
+def _server_names(reading: Reading) -> _Faults:
+    """Yield the servers of adapters that are none; while a server's name is objected to, nothing can be said."""
+    names = [found.value for _, found in _column(reading, "servers", "name")]
+    if len(names) != reading.lengths.get("servers", 0):
+        return
+    for adapter in range(reading.lengths.get("adapters", 0)):
+        listing = f"adapters[{adapter}].servers"
+        seen: set[str] = set()
+        for at in range(reading.lengths.get(listing, 0)):
+            found = reading.found.get(path := f"{listing}[{at}]")
+            if found is None:
+                continue
+            if found.value not in names:
+                yield found.line, path, Fault("is not the name of a server", f"the servers are {', '.join(names)}")
+            elif found.value in seen:
+                yield found.line, path, Fault("is named twice")
+            seen.add(found.value)
 
 
 def _base_names(reading: Reading) -> _Faults:

@@ -19,7 +19,8 @@ from lora_sidecar import __version__
 from lora_sidecar.checkpoint import Store
 from lora_sidecar.config import Config, ServerConfig
 from lora_sidecar.desk import Desk
-from lora_sidecar.engines.vllm import Vllm
+from lora_sidecar.engines import Engine
+from lora_sidecar.engines.auto import make
 from lora_sidecar.errors import LockHeldError, SidecarError
 from lora_sidecar.events import Event, Fact, Level, info
 from lora_sidecar.keeper import Keeper
@@ -66,7 +67,7 @@ class _Daemon:
         self._config = config
         self._sink = sink
         self._watches: list[Watch] = []
-        self._engines: list[Vllm] = []
+        self._engines: list[Engine] = []
         self._keepers: list[Keeper] = []
         self._desks: dict[str, Desk] = {}
         self._stopping = asyncio.Event()
@@ -157,8 +158,6 @@ class _Daemon:
         await asyncio.gather(*(watch.open() for watch in self._watches))
 
     def _watch(self, server: ServerConfig, clock: Clockwork) -> Watch:
-        engine = Vllm(server, self._config, clock.now)
-        self._engines.append(engine)
         checkpoint = self._config.checkpoint
         store = Store(checkpoint.directory, server.name, checkpoint.format)
         keeper = Keeper(store, checkpoint.timeout, clock.now)
@@ -170,6 +169,8 @@ class _Daemon:
             self._metrics.count(server.name, facts)
             self._board.note(server.name, clock.now(), facts)
 
+        engine = make(server, self._config, clock.now, report)
+        self._engines.append(engine)
         watch = Watch(server.name, self._config, engine, keeper, self._board, report, clock)
         self._desks[server.name] = watch.desk
         return watch

@@ -31,7 +31,7 @@ def declare(desired: Desired, declared: Iterable[AdapterConfig]) -> tuple[Desire
     while it stays listed. One that was withdrawn stays so for as long as its entry is the same. The same object is
     returned if nothing changed.
     """
-    wanted = {config.name: _declared(config) for config in declared}
+    wanted = {config.name: _declared(config, _known(desired, config.name)) for config in declared}
     withdrawn = {n: one for n, one in desired.withdrawn.items() if one.declared == wanted.get(n)}
     # Removed from the config before the server was told to unload it: it is still to be told.
     withdrawn |= {n: Withdrawn() for n, one in desired.withdrawn.items() if one.pending and n not in wanted}
@@ -41,7 +41,9 @@ def declare(desired: Desired, declared: Iterable[AdapterConfig]) -> tuple[Desire
     adapters = kept | wanted
     if adapters == desired.adapters and withdrawn == desired.withdrawn:
         return desired, ()
-    released = {n: p for n, p in desired.released.items() if n not in wanted} | {n: a.path for n, a in gone.items()}
+    released = {n: p for n, p in desired.released.items() if n not in wanted} | {
+        n: a.listed_as or a.path for n, a in gone.items()
+    }
     facts = [
         info(Event.ADAPTER_DECLARED, adapter=a.name, path=a.path, required=a.required, priority=a.priority)
         for n, a in wanted.items()
@@ -54,7 +56,12 @@ def declare(desired: Desired, declared: Iterable[AdapterConfig]) -> tuple[Desire
     return replace(desired, adapters=adapters, released=released, withdrawn=withdrawn), tuple(facts)
 
 
-def _declared(config: AdapterConfig) -> Adapter:
+def _known(desired: Desired, name: str) -> Adapter | None:
+    withdrawn = desired.withdrawn.get(name)
+    return desired.adapters.get(name) if withdrawn is None else withdrawn.declared
+
+
+def _declared(config: AdapterConfig, known: Adapter | None) -> Adapter:
     return Adapter(
         name=config.name,
         path=config.path,
@@ -62,6 +69,7 @@ def _declared(config: AdapterConfig) -> Adapter:
         required=config.required,
         priority=config.priority,
         is_3d_lora_weight=config.is_3d_lora_weight,
+        listed_as=known.listed_as if known is not None and known.path == config.path else None,
     )
 
 
@@ -83,7 +91,7 @@ def adopt(
         if known is not None:
             if known.origin is Origin.DECLARED:
                 continue
-            refusal = "" if same_path(known.path, card.path) else _refusal(card, rule)
+            refusal = "" if is_listed_path(known, card.path) else _refusal(card, rule)
             if refusal:
                 refused[card.name] = refusal
                 continue
@@ -112,10 +120,10 @@ def adopt(
 def _follow(known: Adapter, card: Listed, bases: tuple[BaseModel, ...]) -> tuple[Adapter, tuple[Fact, ...]]:
     """The adapter as it is listed now: somebody may have loaded it from elsewhere, or under another base model."""
     base = known.base if same_base(known, bases) else _base_of(card, bases)
-    if same_path(known.path, card.path):
+    if is_listed_path(known, card.path):
         return (known if base == known.base else replace(known, base=base)), ()
     fact = info(Event.ADAPTER_REPLACED, adapter=card.name, path=card.path, previous=known.path)
-    return replace(known, path=card.path, base=base), (fact,)
+    return replace(known, path=card.path, base=base, listed_as=None), (fact,)
 
 
 def _refusal(card: Listed, rule: AdoptConfig) -> str:
@@ -158,6 +166,11 @@ def forget(desired: Desired, names: Iterable[str], evidence: str, *, weak: bool)
 def same_path(one: str, other: str) -> bool:
     """Whether two paths name the same folder as far as their text tells; vLLM keeps a trailing slash as it was sent."""
     return one == other or one.rstrip("/") == other.rstrip("/")
+
+
+def is_listed_path(adapter: Adapter, path: str) -> bool:
+    """Whether an adapter that is listed with `path` is the one that is desired."""
+    return same_path(adapter.path, path) or (adapter.listed_as is not None and same_path(adapter.listed_as, path))
 
 
 def same_base(adapter: Adapter, bases: tuple[BaseModel, ...]) -> bool:

@@ -30,6 +30,7 @@ class Event(StrEnum):
     CONFIG_LOADED = "config.loaded"
     CONFIG_REJECTED = "config.rejected"
     CONFIG_RELOADED = "config.reloaded"
+    SERVER_IDENTIFIED = "server.identified"
     SERVER_UP = "server.up"
     SERVER_DOWN = "server.down"
     SERVER_RESTARTED = "server.restarted"

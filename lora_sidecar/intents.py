@@ -16,7 +16,7 @@ from typing import Final, TypeVar, assert_never
 from msgspec import Struct
 from msgspec.structs import replace
 
-from lora_sidecar.desired import same_path
+from lora_sidecar.desired import is_listed_path, same_path
 from lora_sidecar.events import Event, Fact, info, warning
 from lora_sidecar.model import (
     Adapter,
@@ -131,7 +131,7 @@ def _receive_load(desired: Desired, intent: Load, seen: Observation) -> Received
         return Received(desired, desired, Answer(400, sentence, "InvalidUserInput"))
     if intent.name in listed:
         answer = already_loaded(intent.name)
-        if not same_path(listed[intent.name], intent.path):
+        if not _is_it(desired, intent, listed[intent.name]):
             return Received(desired, desired, answer)
     base = seen.bases[0].root if isinstance(seen, Observed) and seen.bases else None
     after, facts = request(desired, intent, base)
@@ -148,8 +148,14 @@ def request(desired: Desired, intent: Load, base: str | None) -> tuple[Desired, 
     config has it. What was seen of the name in this incarnation counts no more: from now on its absence is a loss.
     """
     declared = _declared(desired, intent.name)
+    known = desired.adapters.get(intent.name)
     wanted = declared or Adapter(
-        intent.name, intent.path, Origin.REQUESTED, is_3d_lora_weight=intent.is_3d_lora_weight, base=base
+        name=intent.name,
+        path=intent.path,
+        origin=Origin.REQUESTED,
+        is_3d_lora_weight=intent.is_3d_lora_weight,
+        base=base,
+        listed_as=known.listed_as if known is not None and known.path == intent.path else None,
     )
     if desired.adapters.get(intent.name) == wanted and intent.name not in desired.released:
         return desired, ()
@@ -293,10 +299,12 @@ def progress(intent: Intent, plan: Plan, seen: Observation, now: float, *, fresh
 
 def _progress_load(intent: Load, plan: Plan, seen: Observation, now: float, *, fresh: bool) -> Answer | None:
     listed = _listed(seen)
+    success = Answer(200, f"Success: LoRA adapter '{intent.name}' added successfully.")
     if intent.name in listed:
-        same = same_path(listed[intent.name], intent.path)
-        success = Answer(200, f"Success: LoRA adapter '{intent.name}' added successfully.")
-        return success if same else already_loaded(intent.name)
+        return success if _is_it(plan.desired, intent, listed[intent.name]) else already_loaded(intent.name)
+    if isinstance(seen, Observed) and intent.name in plan.work.evicted:
+        # The server has it, and made room in its listing.
+        return success
     if intent.name not in plan.desired.adapters:
         return Answer(409, f"The lora adapter '{intent.name}' was unloaded by another request.", "Conflict")
     why = _waits_for(plan.desired, plan.work, now)
@@ -374,6 +382,13 @@ def _declared(desired: Desired, name: str) -> Adapter | None:
         return known if known.origin is Origin.DECLARED else None
     withdrawn = desired.withdrawn.get(name)
     return None if withdrawn is None else withdrawn.declared
+
+
+def _is_it(desired: Desired, intent: Load, path: str) -> bool:
+    """Whether an adapter that is listed with `path` is the one that is asked for, maybe by a symbolic link."""
+    known = desired.adapters.get(intent.name) or _declared(desired, intent.name)
+    linked = known is not None and same_path(known.path, intent.path) and is_listed_path(known, path)
+    return linked or same_path(path, intent.path)
 
 
 def _listed(seen: Observation) -> Mapping[str, str]:

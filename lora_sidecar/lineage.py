@@ -74,4 +74,7 @@ def _next(known: Incarnation, seen: Observed, evidence: Evidence) -> Judgement:
 def _all_gone(last: Observed, seen: Observed) -> bool:
     if seen.adapters is last.adapters or len(last.adapters) < _ALL:
         return False
+    if seen.capacity is not None and len(seen.adapters) >= seen.capacity:
+        # The server makes room by itself: others in their place are no sign of a restart.
+        return False
     return {card.name for card in last.adapters}.isdisjoint(card.name for card in seen.adapters)

@@ -27,7 +27,8 @@ class Adapter(Struct, frozen=True):
     `path` is what the server is given as `lora_path`: a folder that both containers see at the same place, or a hub
     repository id. `base` is the root of the base model under which a learned adapter was seen, else None.
     `is_3d_lora_weight` is vLLM's load field of that name (0.22 and later, mixture-of-experts layouts); a listing does
-    not show it, so only a declared adapter can have it.
+    not show it, so only a declared adapter can have it. `listed_as` is what a server that resolves symbolic links was
+    seen to make of `path`, None where no difference was seen.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Adapter(Struct, frozen=True):
     priority: int = 0
     is_3d_lora_weight: bool = False
     base: str | None = None
+    listed_as: str | None = None
 
 
 class Incarnation(Struct, frozen=True):
@@ -108,6 +110,9 @@ class Observed(Struct, frozen=True):
     is whether the server has the load route, None where that was not found out. `line` is the number of the silent
     connection that was open before this listing was asked for and still after it came, None where there was none.
     `version` is what the server says it is.
+    `capacity` is how many adapters the server lists at most: it takes the least recently used one out for the next,
+    and loads it again by itself (SGLang); None where nothing is ever taken out. `resolves_paths` is whether the server
+    lists real paths and not those that it was sent (vLLM's Rust frontend).
     """
 
     at: float
@@ -117,6 +122,8 @@ class Observed(Struct, frozen=True):
     runtime_loading: bool | None = None
     version: str | None = None
     line: int | None = None
+    capacity: int | None = None
+    resolves_paths: bool = False
 
 
 class Reason(StrEnum):

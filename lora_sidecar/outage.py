@@ -74,7 +74,8 @@ def _phase_after(phase: Phase, reason: Reason) -> Phase:
     if reason in _GONE or reason is Reason.TIMEOUT:
         return Phase.STARTING if phase is Phase.STARTING else Phase.DOWN
     if reason is Reason.STARTING:
-        return Phase.STARTING if phase is Phase.STARTING else Phase.UNKNOWN
+        # A server that was down and says that it starts is on its way back: it is looked for as eagerly as before.
+        return phase if phase in (Phase.STARTING, Phase.DOWN) else Phase.UNKNOWN
     return Phase.UNKNOWN
 
 

@@ -17,11 +17,13 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from lora_sidecar import outage, replacement
+from lora_sidecar.aliases import learn
 from lora_sidecar.attempts import Clock, absorb, settle, undecided
 from lora_sidecar.conditions import conditions_of, transitions
 from lora_sidecar.config import AdoptConfig, BackoffConfig, Config, HeartbeatConfig
-from lora_sidecar.desired import adopt, forget, same_base, same_path
+from lora_sidecar.desired import adopt, forget, is_listed_path, same_base, same_path
 from lora_sidecar.events import Event, Fact, info, legible, shown, warning
+from lora_sidecar.eviction import crowding, evicted, registered
 from lora_sidecar.lineage import Evidence, Judgement, judge
 from lora_sidecar.model import (
     Adapter,
@@ -123,21 +125,24 @@ def _plan(desired: Desired, seen: Observed, work: Work, policy: Policy, judgemen
     listed = {card.name: card.path for card in seen.adapters}
     last = work.last
     if judgement.restarted:
-        work = replace(
-            work, missed={}, attempts={}, hold=None, withheld=None, restoring=False, unloads={}, swaps={}, prunes={}
-        )
+        work = replace(work, missed={}, attempts={}, hold=None, withheld=None, restoring=False)
+        work = replace(work, unloads={}, evicted=frozenset(), swaps={}, prunes={})
 
-    desired, restarted = _enter(desired, judgement, listed, watched=last is not None)
+    desired, restarted = _enter(desired, judgement, seen, listed, watched=last is not None)
+    desired = learn(desired, work.attempts, seen)
     desired, unloads, told = settle_unloads(desired, work.unloads, listed, seen.at, restarted=judgement.restarted)
     desired, refused, adopted = adopt(desired, seen.adapters, seen.bases, policy.adopt)
     desired = _remember_listed(desired, listed)
     sight = replacement.Seen(listed, seen.at, seen.version)
     desired, work, replaced = replacement.advance(desired, work, sight, clock.now)
-    desired, missed, missing, forgotten = _tell_unloaded_from_lost(desired, work.missed, listed, policy, judgement)
+    desired = registered(desired, work, seen, listed)
+    out = evicted(desired, work, seen, listed)
+    held = listed | {name: desired.adapters[name].path for name in out}
+    desired, missed, missing, forgotten = _tell_unloaded_from_lost(desired, work.missed, held, policy, judgement)
     if not missing:
         work = replace(work, hold=None, withheld=None)
     blocked = _blocked(missing, seen.bases)
-    attempts, settled = settle(work.attempts, listed, desired.adapters, seen.at, policy.backoff, clock)
+    attempts, settled = settle(work.attempts, held, desired.adapters, seen.at, policy.backoff, clock)
     steady = not missing and not missed and seen.runtime_loading is not False
     work, retires = replacement.retire(desired, work, sight, policy.retire, clock.now, steady=steady)
     drift, drifted = _drift(work.drift, desired, listed, missing, refused)
@@ -145,7 +150,8 @@ def _plan(desired: Desired, seen: Observed, work: Work, policy: Policy, judgemen
     lost = frozenset(missing)
     recovery = outage.resume(work.recovery, judgement, last, lost, seen.at)
     recovery, concluded = outage.conclude(recovery, desired, attempts, lost, blocked, seen.at)
-    work = replace(work, last=seen, missed=missed, attempts=attempts, drift=drift, recovery=recovery, unloads=unloads)
+    work = replace(work, last=seen, missed=missed, attempts=attempts, drift=drift, recovery=recovery)
+    work = replace(work, unloads=unloads, evicted=out)
     spared = replacement.spared(desired, sight, policy.retire)
     conditions = conditions_of(work, seen, desired.adapters, missing, blocked, refused, spared)
     changed = transitions(work.conditions, conditions)
@@ -175,7 +181,7 @@ def _plan(desired: Desired, seen: Observed, work: Work, policy: Policy, judgemen
 
 
 def _enter(
-    desired: Desired, judgement: Judgement, listed: Mapping[str, str], *, watched: bool
+    desired: Desired, judgement: Judgement, seen: Observed, listed: Mapping[str, str], *, watched: bool
 ) -> tuple[Desired, tuple[Fact, ...]]:
     """Take over the incarnation; a new one has listed nothing yet, and what was released and has left is dropped.
 
@@ -185,7 +191,7 @@ def _enter(
     gone = {
         name
         for name, path in desired.released.items()
-        if (name not in listed and (judgement.restarted or name in desired.listed))
+        if (name not in listed and (judgement.restarted or (seen.capacity is None and name in desired.listed)))
         or (name in listed and not same_path(listed[name], path))
     }
     if gone:
@@ -222,7 +228,8 @@ def _tell_unloaded_from_lost(
 
     Never listed in this incarnation: lost, to be restored. Listed and now missed once: wait for the next listing.
     Missed twice: somebody unloaded it; it is forgotten, or restored where the config declares it or asks for that.
-    Returns the new desired, the names still waited for, what is to be restored, and the facts.
+    What the server evicted counts as listed here. Returns the new desired, the names still waited for, what is to be
+    restored, and the facts.
     """
     absent = {name: a for name, a in desired.adapters.items() if name not in listed}
     counts = {name: missed.get(name, 0) + 1 for name in absent if name in desired.listed}
@@ -258,7 +265,7 @@ def _drift(
 ) -> tuple[Drift, tuple[Fact, ...]]:
     """How the listing differs from desired, and the fact of it where it differs in more than before."""
     ours = {n: path for n, path in listed.items() if n in desired.adapters}
-    replaced = {n for n, path in ours.items() if not same_path(desired.adapters[n].path, path)}
+    replaced = {n for n, path in ours.items() if not is_listed_path(desired.adapters[n], path)}
     drift = Drift(frozenset(missing), frozenset(replaced), frozenset(refused.keys() - ours.keys()))
     if drift == before:
         return before, ()
@@ -292,7 +299,9 @@ def _due(
             wake_at = attempt.not_before if wake_at is None else min(wake_at, attempt.not_before)
         else:
             due.append(adapter)
-    return tuple(replacement.source(adapter, work.swaps) for adapter in sorted(due, key=_urgency)), wake_at
+    # Where not all are kept, those loaded last stay: the most urgent ones.
+    ordered = sorted(due, key=_urgency, reverse=crowding(seen, len(wanted)))
+    return tuple(replacement.source(adapter, work.swaps) for adapter in ordered), wake_at
 
 
 def _started(restores: tuple[Adapter, ...], judgement: Judgement) -> tuple[Fact, ...]:

@@ -19,7 +19,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from lora_sidecar.config import BackoffConfig
-from lora_sidecar.desired import same_path
+from lora_sidecar.desired import is_listed_path, same_path
 from lora_sidecar.events import Event, Fact, info, legible, warning
 from lora_sidecar.model import Accepted, Adapter, Desired, Failure, FailureKind, Origin, Retired
 from lora_sidecar.work import Attempt, Retire, Stage, Swap, Work
@@ -133,7 +133,7 @@ def advance(desired: Desired, work: Work, seen: Seen, now: float) -> tuple[Desir
         if _obsolete(swap, desired.adapters.get(name), now):
             continue
         path = seen.listed.get(name)
-        if path is not None and same_path(path, swap.new):
+        if path is not None and is_listed_path(desired.adapters[name], path):
             if swap.stage is not Stage.DONE:
                 facts.append(info(Event.ADAPTER_REPLACED, adapter=name, path=path, previous=swap.old))
             swaps[name] = replace(swap, stage=Stage.DONE, why="")
@@ -201,7 +201,7 @@ def retire(
     reasons: dict[str, str] = {}
     for name, adapter in sorted(desired.adapters.items()):
         path = seen.listed.get(name)
-        if adapter.origin is not Origin.DECLARED or path is None or same_path(path, adapter.path):
+        if adapter.origin is not Origin.DECLARED or path is None or is_listed_path(adapter, path):
             continue
         if name in swaps:
             reasons[name] = swaps[name].why or "it is being replaced"

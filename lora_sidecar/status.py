@@ -15,7 +15,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from lora_sidecar.desired import same_path
+from lora_sidecar.desired import is_listed_path
 from lora_sidecar.events import Fact
 from lora_sidecar.history import Entry, History, Recovered, Span, clipped
 from lora_sidecar.model import Adapter, Desired, FailureKind, Incarnation, Paused, Reason
@@ -28,6 +28,8 @@ class AdapterState(StrEnum):
     LISTED = "listed"
     REPLACED = "replaced"
     """Listed, with another path than desired."""
+    EVICTED = "evicted"
+    """Taken out of the listing by the server to make room; it loads the adapter by itself when it is asked for."""
     MISSING = "missing"
     """Not listed, and about to be restored or found to have been unloaded."""
     BACKOFF = "backoff"
@@ -111,9 +113,11 @@ def _state(
         return AdapterState.UNKNOWN, f"the server is {work.server.phase.value}"
     path = listed.get(adapter.name)
     if path is not None:
-        if same_path(path, adapter.path):
+        if is_listed_path(adapter, path):
             return AdapterState.LISTED, ""
         return AdapterState.REPLACED, clipped(f"listed with the path {path}")
+    if adapter.name in work.evicted:
+        return AdapterState.EVICTED, "the server made room, and loads it again by itself"
     if paused is not None:
         return AdapterState.HELD, f"paused: {paused.reason or 'no reason was given'}"
     attempt = work.attempts.get(adapter.name, Attempt())
@@ -129,12 +133,15 @@ def _state(
     return AdapterState.MISSING, ""
 
 
+_SERVED = frozenset({AdapterState.LISTED, AdapterState.REPLACED, AdapterState.EVICTED})
+
+
 def unready(status: ServerStatus) -> tuple[str, ...]:
-    """Why this server is not ready, a line each; empty if every required adapter is listed."""
+    """Why this server is not ready, a line each; empty if every required adapter is served."""
     if not status.beats:
         return (f"{status.name}: no heartbeat has ended yet",)
     required = [s for s in status.adapters if s.adapter.required]
-    kept_back = [s for s in required if s.state not in (AdapterState.LISTED, AdapterState.REPLACED)]
+    kept_back = [s for s in required if s.state not in _SERVED]
     return tuple(
         f"{status.name}: adapter {s.adapter.name} is {s.state.value}{s.reason and ': ' + s.reason}" for s in kept_back
     )

@@ -144,7 +144,7 @@ class Watch:
             self._engine.apply(self._config)
             self.restorer.concurrency = self._config.restore.concurrency
             before = self._desired
-            self._desired, facts = declare(before, self._config.adapters)
+            self._desired, facts = declare(before, self._config.declared_on(self._name))
             self._work = replace(self._work, attempts=pardon(self._work.attempts, before, self._desired), steady=None)
             self._report(*facts)
         return self._config

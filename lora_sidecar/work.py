@@ -49,7 +49,8 @@ class Attempt(Struct, frozen=True):
     """What is known of the loads of one adapter during one incarnation.
 
     `failures` counts failures in a row. Nothing is sent before `not_before`. `ended_at` is when the last load ended:
-    only a listing asked for later can say what came of it. `accepted` is whether the server said yes to that load.
+    only a listing asked for later can say what came of it. `accepted` is whether the server said yes to that load,
+    `fresh` whether it was that load that put the adapter there.
     `listed_since` is when the adapter was seen listed after it, None while it is missing.
     """
 
@@ -59,6 +60,7 @@ class Attempt(Struct, frozen=True):
     ended_at: float = 0.0
     seconds: float = 0.0
     accepted: bool = False
+    fresh: bool = False
     listed_since: float | None = None
 
 
@@ -176,7 +178,8 @@ class Work(Struct, frozen=True):
     whether a restore was begun that is not over, so that its beginning is told once. `unloads` has, for withdrawn
     adapters, what came of telling the server, in this incarnation. `steady` is the desired for which
     `last` leaves nothing to do, to wait for or to say, and will not as long as both and the policy are the same; None
-    where another look may come to something else. `swaps` are the replacements of this incarnation, `prunes` the
+    where another look may come to something else. `evicted` are the adapters that the server took
+    out of its listing by itself in this incarnation. `swaps` are the replacements of this incarnation, `prunes` the
     unloads of removed adapters that were tried, and `path_reasons` says for each declared adapter that is listed with
     another path why it still is.
     """
@@ -196,6 +199,7 @@ class Work(Struct, frozen=True):
     path_reasons: Mapping[str, str] = {}
     steady: Desired | None = None
     unloads: Mapping[str, Attempt] = {}
+    evicted: frozenset[str] = frozenset()
 
 
 class Verdict(StrEnum):

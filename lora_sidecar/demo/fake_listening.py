@@ -28,12 +28,33 @@ class _Connection(web.RequestHandler):
         self.keep_alive(val=True)
 
 
-def connection(runner: web.AppRunner) -> asyncio.Protocol:
-    """Make the protocol of one new connection. Raises `RuntimeError` where the runner was not set up."""
+class _ImpatientConnection(web.RequestHandler):
+    """A connection that is closed, too, when no request comes on it: vLLM's Rust frontend waits 5 s for a header."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.keep_alive(val=True)
+        self._silence = asyncio.get_running_loop().call_later(_KEEP_ALIVE, transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        self._silence.cancel()
+        super().data_received(data)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._silence.cancel()
+        super().connection_lost(exc)
+
+
+def connection(runner: web.AppRunner, *, closes_silent: bool = False) -> asyncio.Protocol:
+    """Make the protocol of one new connection. Raises `RuntimeError` where the runner was not set up.
+
+    `closes_silent` is whether it is closed after 5 s without a request.
+    """
     if runner.server is None:
         raise RuntimeError("the runner was not set up")
     loop = asyncio.get_running_loop()
-    return _Connection(runner.server, loop=loop, keepalive_timeout=_KEEP_ALIVE, access_log=_ACCESS_LOG)
+    kind = _ImpatientConnection if closes_silent else _Connection
+    return kind(runner.server, loop=loop, keepalive_timeout=_KEEP_ALIVE, access_log=_ACCESS_LOG)
 
 
 def bind_tcp(host: str, port: int) -> socket.socket:

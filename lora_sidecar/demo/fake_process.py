@@ -36,6 +36,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--runtime-lora", action=switch, default=True, help="VLLM_ALLOW_RUNTIME_LORA_UPDATING")
     flags.add_argument("--dev-mode", action="store_true", help="VLLM_SERVER_DEV_MODE")
     flags.add_argument("--gpu", action="store_true", help="a load into a sleeping engine destroys it")
+    flags.add_argument("--rust", action="store_true", help="VLLM_USE_RUST_FRONTEND")
+    flags.add_argument("--allowed-path-prefixes", nargs="+", default=[], metavar="FOLDER", help="for --rust")
     flags.add_argument("--check-files", action=switch, default=True, help="read the adapter folders as vLLM does")
     flags.add_argument("--start-delay", type=float, default=0.0, metavar="SECONDS")
     flags.add_argument("--load-delay", type=float, default=0.0, metavar="SECONDS")
@@ -50,6 +52,7 @@ def config_from(arguments: argparse.Namespace) -> FakeConfig:
     """The server's config that the command line asks for."""
     values = {name: value for name, value in vars(arguments).items() if name in FakeConfig.__struct_fields__}
     values["served_model_name"] = tuple(arguments.served_model_name)
+    values["allowed_path_prefixes"] = tuple(arguments.allowed_path_prefixes)
     values["api_key"] = tuple(arguments.api_key)
     values["lora_modules"] = tuple((name, path) for name, _, path in (m.partition("=") for m in arguments.lora_modules))
     return FakeConfig(**values)

@@ -25,6 +25,7 @@ from lora_sidecar.demo.fake_engine import FakeEngine
 from lora_sidecar.demo.fake_listening import bind_tcp, bind_unix, connection, tls_context
 from lora_sidecar.demo.fake_overrides import Answer, canned, hang, hang_up
 from lora_sidecar.demo.fake_routes import Received, Routes, ServedModel
+from lora_sidecar.demo.fake_rust import RustRoutes
 
 __all__ = ["Answer", "FakeConfig", "FakeVllm", "Received", "canned", "hang", "hang_up"]
 
@@ -38,6 +39,7 @@ class FakeConfig(Struct, frozen=True, kw_only=True):
     `port` 0 takes a free one, which is kept for later lives. `check_files` False accepts every path unread.
     `start_delay` is how long the port is bound and refuses, `load_delay` how long each load takes, in seconds.
     With `ssl_ca_certs` a client must show a certificate. `gpu` makes a load into a sleeping engine fatal.
+    `rust` answers as the Rust frontend does, which takes local paths only below `allowed_path_prefixes`.
     """
 
     host: str = "127.0.0.1"
@@ -62,6 +64,8 @@ class FakeConfig(Struct, frozen=True, kw_only=True):
     ssl_keyfile: str | None = None
     ssl_ca_certs: str | None = None
     version: str = "0.32.0"
+    rust: bool = False
+    allowed_path_prefixes: tuple[str, ...] = ()
 
 
 class FakeVllm:
@@ -206,7 +210,10 @@ class FakeVllm:
             runner = web.AppRunner(app, shutdown_timeout=_CLOCK_STEP)
             await runner.setup()
             self._listener = await asyncio.get_running_loop().create_server(
-                partial(connection, runner), sock=listener, backlog=_BACKLOG, ssl=self._ssl_context()
+                partial(connection, runner, closes_silent=config.rust),
+                sock=listener,
+                backlog=_BACKLOG,
+                ssl=self._ssl_context(),
             )
         except BaseException:
             listener.close()
@@ -239,6 +246,8 @@ class FakeVllm:
             version=config.version,
             api_keys=config.api_key,
         )
+        if config.rust:
+            return RustRoutes(model, engine, self._previous_start, config.allowed_path_prefixes)
         return Routes(model, engine, self._previous_start)
 
     def _bind(self) -> socket.socket:

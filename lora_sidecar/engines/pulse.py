@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from lora_sidecar.model import Pulse
+from lora_sidecar.engines.transport import Broken, Reply
+from lora_sidecar.model import Pulse, Reason
 
 
 class Errand:
@@ -76,3 +77,11 @@ class PulseMeter:
             answered_at=self._answered_at,
             ended_by_server=self._ended_by_server,
         )
+
+
+def note(errand: Errand, reply: Reply | Broken) -> None:
+    """Tell what came of the request; one that is neither answered nor timed out was cut off."""
+    if isinstance(reply, Reply):
+        errand.answered()
+    elif reply.reason is Reason.TIMEOUT:
+        errand.timed_out()

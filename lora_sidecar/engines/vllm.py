@@ -18,7 +18,8 @@ import msgspec
 from msgspec.structs import replace
 
 from lora_sidecar.config import Config, ServerConfig
-from lora_sidecar.engines.pulse import PulseMeter
+from lora_sidecar.engines.answers import absent_base, kept, refusal, unanswered, unknown, unlisted
+from lora_sidecar.engines.pulse import PulseMeter, note
 from lora_sidecar.engines.sentinel import Sentinel
 from lora_sidecar.engines.transport import Broken, Reply, Transport
 from lora_sidecar.engines.vllm_wire import (
@@ -37,12 +38,12 @@ from lora_sidecar.engines.vllm_wire import (
     is_route_absent,
     sentence,
 )
+from lora_sidecar.engines.vouch import vouched
 from lora_sidecar.model import (
     Accepted,
     Adapter,
     Answer,
     Failure,
-    FailureKind,
     NoAnswer,
     Observation,
     Observed,
@@ -60,20 +61,6 @@ _UNLOAD_DEADLINE: Final = 30.0
 _COMPLETIONS: Final = "/v1/completions"
 _TOP: Final = 5
 """Likeliest tokens whose log-probabilities are asked for; vLLM allows 20 unless told otherwise."""
-_ANSWER_LIMIT: Final = 8192
-
-_HINTS: Final = {
-    Reason.REFUSED: "nothing listens there; vLLM refuses connections until it is ready",
-    Reason.UNREACHABLE: "check servers[].url",
-    Reason.TIMEOUT: "the server is busy, stopped or hung",
-    Reason.ENGINE_DEAD: "vLLM ends itself within seconds and its container is restarted",
-    Reason.UNAUTHORIZED: "the key in api_key_file must be one that the server was started with",
-    Reason.WRONG_SERVER: "is servers[].url the address of a vLLM server?",
-    Reason.BASE_MODEL_ABSENT: "is servers[].url the right server, and servers[].base_model a name that it serves?",
-    Reason.TLS: "check servers[].tls and the server's certificate",
-    Reason.KEY_UNREADABLE: "check servers[].api_key_file and its mount",
-    Reason.LOCAL: "this process ran out of file descriptors or memory",
-}
 
 
 class Vllm:
@@ -136,10 +123,7 @@ class Vllm:
             return _answer(await self._transport.post(_COMPLETIONS, body, deadline))
         with self._meter.errand() as errand:
             reply = await self._transport.post(_COMPLETIONS, body, 2 * self._hung_after)
-            if isinstance(reply, Reply):
-                errand.answered()
-            elif reply.reason is Reason.TIMEOUT:
-                errand.timed_out()
+            note(errand, reply)
         return _answer(reply)
 
     async def _standing(self) -> tuple[Vitals, bool]:
@@ -159,29 +143,16 @@ class Vllm:
 
     async def observe(self, trusted: Observed | None) -> Observation:
         """See `engines.Engine.observe`."""
-        line = self._sentinel.line
-        seen = await self._look(None if self._sentinel.unexplained else trusted)
-        match seen:
-            case Observed():
-                if self._sentinel.unexplained:
-                    self._sentinel.explain(seen.start_time)
-                seen = replace(seen, line=line if line == self._sentinel.line else None)
-                self._sentinel.hold(seen.start_time, self._probe_timeout)
-            case Unknown():
-                # A timeout leaves open who did not answer, and the connection may still tell; any other failure may
-                # be another server on the port.
-                if seen.reason is not Reason.TIMEOUT:
-                    self._sentinel.drop()
-                    self._sleepless = False
-            case _:
-                assert_never(seen)
+        seen = await vouched(self._sentinel, self._look, trusted, self._probe_timeout)
+        if isinstance(seen, Unknown) and seen.reason is not Reason.TIMEOUT:
+            self._sleepless = False
         return seen
 
     async def _look(self, trusted: Observed | None) -> Observation:
         at, retries = self._now(), self._transport.retries
         unready = await self._transport.refresh_key(self._probe_timeout) or await self._probe()
         if unready is not None:
-            return self._unknown(at, unready)
+            return unknown(at, unready)
         if trusted is not None:
             listing = await self._list()
             if isinstance(listing, Unknown):
@@ -196,7 +167,15 @@ class Vllm:
         listing = await self._list()
         if isinstance(listing, Unknown):
             return listing
-        return Observed(at, listing.bases, listing.adapters, vitals.start_time, runtime_loading, version)
+        return Observed(
+            at,
+            listing.bases,
+            listing.adapters,
+            vitals.start_time,
+            runtime_loading,
+            version,
+            resolves_paths=listing.rust,
+        )
 
     async def load(self, adapter: Adapter, incarnation: int) -> Accepted | Failure | Withheld:
         """See `engines.Engine.load`. `load_inplace` is never sent: before 0.33 it sticks, and re-reads the disk."""
@@ -208,14 +187,10 @@ class Vllm:
             body["is_3d_lora_weight"] = True
         with self._meter.errand() as errand:
             reply = await self._transport.post(_LOAD, msgspec.json.encode(body), self._load_timeout)
-            result = (
-                _failure(reply) if isinstance(reply, Broken) else _kept(classify_load(reply.status, reply.body), reply)
-            )
-            if isinstance(reply, Reply):
-                errand.answered()
-            elif reply.reason is Reason.TIMEOUT:
-                errand.timed_out()
-        return result
+            note(errand, reply)
+        if isinstance(reply, Broken):
+            return unanswered(reply)
+        return kept(classify_load(reply.status, reply.body), reply)
 
     async def quiet_since(self, oldest: float) -> float | None:
         """See `engines.Engine.quiet_since`; `vllm:num_requests_running` and `_waiting` on `/metrics` tell."""
@@ -227,7 +202,9 @@ class Vllm:
         """See `engines.Engine.unload`."""
         body = msgspec.json.encode({"lora_name": name})
         reply = await self._transport.post(_UNLOAD, body, _UNLOAD_DEADLINE)
-        return _failure(reply) if isinstance(reply, Broken) else _kept(classify_unload(reply.status, reply.body), reply)
+        if isinstance(reply, Broken):
+            return unanswered(reply)
+        return kept(classify_unload(reply.status, reply.body), reply)
 
     async def _probe(self) -> Broken | None:
         """Whether the server says that it is well; None if it does. A hung engine does, too."""
@@ -241,34 +218,24 @@ class Vllm:
             busy = "scaling" in text.lower()
             reason = Reason.STARTING if busy else Reason.ENGINE_DEAD
             return Broken(reason, f"/health answered {reply.status}{text and ': ' + text}", sent=True)
-        return _refusal("/health", reply)
+        return refusal("/health", reply)
 
     async def _list(self) -> Listing | Unknown:
         at = self._now()
         reply = await self._transport.get("/v1/models", self._list_timeout)
         if isinstance(reply, Broken):
-            return self._unknown(at, reply)
+            return unknown(at, reply)
         if not reply.ok:
-            return self._unknown(at, _refusal("/v1/models", reply))
+            return unknown(at, refusal("/v1/models", reply))
         listing = self._listings.decode(reply.body)
         match listing:
             case BadListing():
-                sample = sentence(reply.body[:200].decode("utf-8", "replace"))
-                detail = f"/v1/models is {listing.why}; it begins {sample!r}"
-                return self._unknown(at, Broken(Reason.MALFORMED, detail, sent=True))
+                return unknown(at, unlisted("/v1/models", reply.body, listing.why))
             case Listing():
-                absent = self._absent_base(listing)
-                return self._unknown(at, Broken(Reason.BASE_MODEL_ABSENT, absent, sent=True)) if absent else listing
+                absent = absent_base([base.id for base in listing.bases], self._base_model)
+                return listing if absent is None else unknown(at, absent)
             case _:
                 assert_never(listing)
-
-    def _absent_base(self, listing: Listing) -> str:
-        served = [base.id for base in listing.bases]
-        if not served:
-            return "/v1/models lists no base model"
-        if self._base_model is not None and self._base_model not in served:
-            return sentence(f"/v1/models lists the base models {served}, not {self._base_model!r}")
-        return ""
 
     async def _vitals(self) -> Vitals:
         asked_at = self._now()
@@ -320,9 +287,6 @@ class Vllm:
             return None
         return Withheld(Wakefulness.UNCLEAR, "the server does not tell whether its engine is awake")
 
-    def _unknown(self, at: float, broken: Broken) -> Unknown:
-        return Unknown(at, broken.reason, sentence(broken.detail), _HINTS.get(broken.reason, ""))
-
 
 def _same(listing: Listing, trusted: Observed) -> bool:
     return (listing.adapters is trusted.adapters or listing.adapters == trusted.adapters) and (
@@ -330,31 +294,7 @@ def _same(listing: Listing, trusted: Observed) -> bool:
     )
 
 
-def _refusal(path: str, reply: Reply) -> Broken:
-    """A status that is no answer to the question; a redirect is one, too, since it is not followed."""
-    text = error_text(reply.body)
-    detail = f"{path} answered {reply.status}{text and ': ' + text}"
-    if reply.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-        return Broken(Reason.UNAUTHORIZED, detail, sent=True)
-    if reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR or reply.status == HTTPStatus.TOO_MANY_REQUESTS:
-        return Broken(Reason.SERVER_ERROR, detail, sent=True)
-    return Broken(Reason.WRONG_SERVER, detail, sent=True)
-
-
 def _answer(reply: Reply | Broken) -> Answer:
     if isinstance(reply, Broken):
         return NoAnswer(sentence(f"{reply.reason.value}: {reply.detail}"))
     return decode_completion(reply.status, reply.body)
-
-
-def _kept(result: Accepted | Failure, reply: Reply) -> Accepted | Failure:
-    """The result with the server's own answer, where that is short enough to be passed on and kept."""
-    if isinstance(result, Accepted) or len(reply.body) > _ANSWER_LIMIT:
-        return result
-    return replace(result, answer=reply.body)
-
-
-def _failure(broken: Broken) -> Failure:
-    """A load or unload without an answer: ambiguous, unless it never left."""
-    kind = FailureKind.AMBIGUOUS if broken.sent else FailureKind.ENGINE
-    return Failure(kind, sentence(f"{broken.reason.value}: {broken.detail}"))

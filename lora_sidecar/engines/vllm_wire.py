@@ -29,10 +29,14 @@ _FRAME_END = "', please check the stack trace above for the root cause"
 
 
 class Listing(Struct, frozen=True):
-    """The cards of one good `/v1/models`: base models, and adapters in the order in which they were loaded."""
+    """The cards of one good `/v1/models`: base models, and adapters in the order in which they were loaded.
+
+    `rust` is whether vLLM's Rust frontend wrote it, which lists the real paths of folders.
+    """
 
     bases: tuple[BaseModel, ...]
     adapters: tuple[Listed, ...]
+    rust: bool = False
 
 
 class BadListing(Struct, frozen=True):
@@ -45,6 +49,7 @@ class _Card(Struct, gc=False):
     id: str
     root: str | None = None
     parent: str | None = None
+    owned_by: str = ""
 
 
 class _Body(Struct):
@@ -52,6 +57,7 @@ class _Body(Struct):
     data: list[_Card]
 
 
+_RUST = "vllm-frontend-rs"
 _LISTING = msgspec.json.Decoder(_Body)
 _ANY = msgspec.json.Decoder()
 
@@ -107,7 +113,10 @@ def _listing_of(cards: list[_Card]) -> Listing | BadListing:
     adapters = tuple(dict.fromkeys(listed))
     if len({card.name for card in adapters}) != len(adapters) or len(served) != len(bases):
         return BadListing("the same model is listed twice")
-    return Listing(bases, adapters)
+    rust = any(card.owned_by == _RUST for card in cards)
+    if rust and any(card.root is None for card in cards):
+        return BadListing("by a version of vLLM's Rust frontend that does not tell adapters from models")
+    return Listing(bases, adapters, rust)
 
 
 _START_TIME = re.compile(rb"^process_start_time_seconds(?:\{[^}]*\})? (\S+)", re.MULTILINE)
@@ -227,6 +236,8 @@ def classify_load(status: int, body: bytes) -> Accepted | Failure:
     folded = _folded(text)
     if any(fragment in folded for fragment in _PRESENT):
         return Accepted(already=True)
+    if "outside the configured allowed prefixes" in folded:
+        text += " VLLM_RUNTIME_LORA_ALLOWED_PATH_PREFIXES of the server names them."
     return Failure(_kind(status, body, folded), _named(status, text), status)
 
 

@@ -38,6 +38,7 @@ PHASES: Final = {
 STATES: Final = {
     AdapterState.LISTED.value: Mood.GOOD,
     AdapterState.REPLACED.value: Mood.WARN,
+    AdapterState.EVICTED.value: Mood.IDLE,
     AdapterState.MISSING.value: Mood.BUSY,
     AdapterState.BACKOFF.value: Mood.WARN,
     AdapterState.PARKED.value: Mood.BAD,
@@ -107,6 +108,10 @@ def _of_adapters(shown: Document) -> Headline:
         return Headline(Mood.WARN, "Something needs attention", ", ".join(held))
     if not total:
         return Headline(Mood.GOOD, "Nothing to keep yet", "What others load into the server will be remembered.")
+    evicted = counts[AdapterState.EVICTED]
+    if evicted:
+        made = "The server made room, and loads them again by itself when they are asked for."
+        return Headline(Mood.GOOD, f"{total - evicted:,} of {number(total, 'adapter')} are listed", made)
     return Headline(Mood.GOOD, "The adapter is listed" if total == 1 else f"All {total:,} adapters are listed")
 
 

@@ -1,14 +1,16 @@
-"""The page, `/status`, the metrics and `/readyz?verbose` of one process tell the same at the same moment."""
+"""The page, the table, `/status`, the metrics and `/readyz?verbose` of one process tell the same at the same moment."""
 
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from typing import Any
 
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
+from lora_sidecar.console import table
 from tests.process.conftest import NewSidecar
 from tests.support.http_client import Api
 from tests.support.servers import RunningServer
@@ -85,12 +87,24 @@ def _of_page(text: str) -> Truth:
     return ready == "ready", phase, {row[1]: row[0] for row in rows}
 
 
-async def _truths(sidecar: Sidecar) -> list[Truth] | None:
-    """What each of the four tells, None where something was published while they were asked."""
+def _of_table(text: str) -> Truth:
+    """The command line's table does not say whether all is ready: a required adapter that is not listed says so."""
+    lines = text.splitlines()
+    phase = re.match(r"vllm: (\w+) for", lines[0])
+    header = next(at for at, line in enumerate(lines) if line.split()[:2] == ["NAME", "STATE"])
+    rows = [line.split() for line in lines[header + 1 :]]
+    assert phase is not None
+    ready = all(state == "listed" for name, state, *_ in rows if name.endswith("*"))
+    return ready, phase[1], {name.rstrip("*"): state for name, state, *_ in rows}
+
+
+async def _truths(sidecar: Sidecar, session: aiohttp.ClientSession) -> list[Truth] | None:
+    """What each of the five tells, None where something was published while they were asked."""
     before = (await sidecar.get("/status")).json()
     page = await sidecar.get("/")
     metrics = await sidecar.get("/metrics")
     readiness = await sidecar.get("/readyz?verbose")
+    control = (await Api(session, await sidecar.control_url()).get("/v1/adapters")).json()
     after = (await sidecar.get("/status")).json()
     if before["revision"] != after["revision"]:
         return None
@@ -99,20 +113,25 @@ async def _truths(sidecar: Sidecar) -> list[Truth] | None:
         _of_page(page.text),
         _of_metrics(metrics.text),
         _of_readiness(readiness.status, readiness.text),
+        _of_table(table(control, datetime.now(UTC), None)),
     ]
 
 
 async def test_all_faces_agree_through_an_outage(
-    new_sidecar: NewSidecar, vllm: RunningServer, api: Api, declared: list[dict[str, Any]]
+    new_sidecar: NewSidecar,
+    vllm: RunningServer,
+    api: Api,
+    session: aiohttp.ClientSession,
+    declared: list[dict[str, Any]],
 ) -> None:
-    """Before, during and after an outage, and while an adapter fails, all four say one thing, and it is true."""
+    """Before, during and after an outage, and while an adapter fails, all five say one thing, and it is true."""
     slow = {"interval": "400ms", "away_interval": "400ms"}
     sidecar = new_sidecar(vllm.url, declared, heartbeat=slow)
     await sidecar.start()
 
     async def agreed(phase: str, states: set[str]) -> Truth:
         async def look() -> Truth | None:
-            truths = await _truths(sidecar)
+            truths = await _truths(sidecar, session)
             if truths is None:
                 return None
             assert all(one == truths[0] for one in truths), truths

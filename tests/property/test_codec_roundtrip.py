@@ -29,6 +29,7 @@ def checkpoints(texts: st.SearchStrategy[str]) -> st.SearchStrategy[Checkpoint]:
         required=st.booleans(),
         priority=st.integers(),
         is_3d_lora_weight=st.booleans(),
+        listed_as=st.none() | texts,
         base=st.none() | texts,
     )
     return st.builds(

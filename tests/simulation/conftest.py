@@ -15,7 +15,8 @@ from msgspec import Struct
 from lora_sidecar.checkpoint import Store
 from lora_sidecar.config import Config, parse
 from lora_sidecar.demo.fake_vllm import FakeConfig, FakeVllm
-from lora_sidecar.engines.vllm import Vllm
+from lora_sidecar.engines import Engine
+from lora_sidecar.engines.auto import make
 from lora_sidecar.events import Event, Fact
 from lora_sidecar.keeper import Keeper
 from lora_sidecar.offload import Offloader
@@ -59,7 +60,7 @@ class Pod:
         self.url = ""
         self.tls = ""
         self._tasks: list[asyncio.Task[None]] = []
-        self._engine: Vllm | None = None
+        self._engine: Engine | None = None
         self._keeper: Keeper | None = None
 
     @property
@@ -78,7 +79,7 @@ class Pod:
         loop = asyncio.get_running_loop()
         config = self.config()
         self.board = Board(("vllm",))
-        self._engine = Vllm(config.servers[0], config, loop.time)
+        self._engine = make(config.servers[0], config, loop.time, self._report)
         store = Store(str(self._folder), "vllm", "json")
         self._keeper = Keeper(store, config.checkpoint.timeout, loop.time, Inline("checkpoint"))
         clock = Clockwork(loop.time, lambda: 1.0)

@@ -86,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--history", type=int, help="live through this one seed and print its whole history")
+    parser.add_argument("--until-broken", action="store_true", help="end at the first broken promise")
     asked = parser.parse_args(arguments)
     if asked.history is not None:
         report = live(asked.history, tell=True)
@@ -101,6 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             broken += 1
             sys.stdout.write(f"\nseed {report.seed}: {report.error}\n{report.history}\n")
             sys.stdout.flush()
+            if asked.until_broken:
+                break
         if shown or len(reports) % 1000 == 0:
             _bar(len(reports), asked.seeds, broken, began)
     sys.stdout.write("\n" + summary(reports, time.monotonic() - began) + "\n")

@@ -65,6 +65,7 @@ class Oracle:
         self._ambiguous_at = float("-inf")
         self._failures: dict[str, _Failures] = {}
         self._plan: Plan | None = None
+        self._decided_on: dict[str, Observed | None] = {}
 
     def fail(self, promise: str) -> None:
         """Report a broken promise."""
@@ -95,7 +96,7 @@ class Oracle:
         """A save came back without an error: it is durable from now on."""
         if self._saved is not None and checkpoint.generation <= self._saved.generation:
             self.fail(f"durability: generation {checkpoint.generation} was saved after {self._saved.generation}")
-        self._saved = checkpoint
+        self._saved, self._damaged = checkpoint, False
         self._attempted.clear()
 
     def damaged(self) -> None:
@@ -121,7 +122,6 @@ class Oracle:
             self._attempted.clear()
         elif found is not None:
             self._attempted.append(found)
-        self._damaged = False
 
     # --- what the sidecar does
 
@@ -144,8 +144,10 @@ class Oracle:
             self.fail(f"memory: {name} was forgotten, and nobody unloaded it in this life of the server")
         self.memory.discard(name)
 
-    def offered(self, plan: Plan) -> None:
-        """The watch handed over a plan."""
+    def offered(self, plan: Plan, durable: bool) -> None:
+        """The watch handed over a plan; `durable`: its desired is on the disk, or a condition says why not."""
+        if not durable:
+            self.fail("durability: a plan is handed over before what it is made for is durable")
         if plan.verdict is Verdict.UNKNOWN and plan.restores:
             self.fail("restraint: a plan made from an unknown observation loads something")
         if self._plan is not None and self._plan.incarnation != plan.incarnation:
@@ -249,6 +251,7 @@ class Oracle:
     def load_sent(self, adapter: Adapter, incarnation: int) -> None:
         """The restorer is about to load an adapter."""
         status, plan, now = self.status, self._plan, self._now
+        self._decided_on[adapter.name] = None if status is None else status.work.last
         if status is None or plan is None:
             return self.fail("restraint: a load before the first heartbeat ended")
         if status.verdict is Verdict.UNKNOWN:
@@ -337,7 +340,7 @@ class Oracle:
 
     def _check_not_listed(self, name: str, path: str, life: Life) -> None:
         """Never load what is known to be listed with this path."""
-        last = None if self.status is None else self.status.work.last
+        last = self._decided_on.get(name)
         if last is None or name not in life.routes.registry.adapters:
             return
         since = life.installed[name]

@@ -126,6 +126,7 @@ class Server:
         self._say = say
         self._lives = 0
         self._known: dict[int, Life] = {}
+        self._ending: list[Callable[[], None]] = []
         self._thawed = asyncio.Event()
         self._thawed.set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -187,6 +188,9 @@ class Server:
         for name, path in self.start_with.static:
             if self.shelf.read(path) == "good":
                 life.routes.registry.adapters[name] = path
+        for end in self._ending:
+            end()
+        self._ending.clear()
         self.starting = False
         self.life, self.listening = life, True
         self._say("server", f"life {life.number} listens")
@@ -226,9 +230,10 @@ class Server:
             load.cancel()
 
     def _hang_up(self, life: Life) -> None:
-        """End the silent connections, as quickly as the kernel tells of it."""
+        """End the silent connections, as quickly as the kernel tells of it, and before the next life listens."""
         for end in life.lines:
             asyncio.get_running_loop().call_later(self._rng.uniform(0.014, 0.157), end)
+        self._ending += life.lines
         life.lines.clear()
 
     def hang_up(self) -> None:

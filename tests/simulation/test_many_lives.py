@@ -17,6 +17,12 @@ SLICES = 8
 A_SLICE = 25
 
 
+def test_a_world_of_restarts() -> None:
+    """One world alone, for a first look."""
+    report = report_of(1_000_001)
+    assert not report.error, report.history
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("number", range(SLICES))
 def test_every_promise_is_kept_in_200_worlds(number: int) -> None:

@@ -230,3 +230,14 @@ async def test_a_long_outage_is_watched_ever_more_slowly(make_pod: PodMaker) -> 
         assert pod.status.work.server.errors - before <= 21
     # Never quicker; a little slower, since virtual time goes on while a real socket is waited for.
     assert 300 <= early <= 620
+
+
+async def test_loading_that_was_switched_on_by_a_restart_that_nobody_saw(make_pod: PodMaker) -> None:
+    """A server that lists nothing before and after is asked anew whether it can load."""
+    async with make_pod(DECLARED, server=FakeConfig(check_files=False, runtime_lora=False)) as pod:
+        await pod.until(lambda: bool(pod.status.conditions), 6)
+        pod.server.config = FakeConfig(check_files=False)
+        await asyncio.sleep(0.2)
+        await pod.server.restart()
+        await pod.until_listed("sql", within=7)
+        await pod.until(lambda: pod.status.conditions == (), 6)

@@ -92,7 +92,9 @@ class Sidecar:
         offer = self.watch.restorer.offer
 
         def offered(plan: Plan) -> None:
-            world.check(world.oracle.offered, plan)
+            saved = {} if self._keeper._saved is None else self._keeper._saved.adapters
+            durable = all(saved.get(name) == wanted for name, wanted in plan.desired.adapters.items())
+            world.check(world.oracle.offered, plan, durable or self._keeper.condition is not None)
             offer(plan)
 
         self.watch.restorer.offer = offered  # type: ignore[method-assign]  # the one place that every plan passes

@@ -38,6 +38,9 @@ EVERYTHING = Checkpoint(
         released={"old": "/adapters/old", "older\n": "/adapters/older"},
     ),
 )
+# An optional field, in a file of its own: it is left out where there is nothing to say.
+LINK = Adapter("link", "/adapters/current", Origin.DECLARED, listed_as="/adapters/v1")
+WITH_LINK = Checkpoint(1, "vllm", Desired({"link": LINK}, Incarnation(1)))
 # What was added to version 1: left out of the file where it says nothing.
 ADDED = Checkpoint(
     generation=1,
@@ -46,7 +49,9 @@ ADDED = Checkpoint(
         adapters={},
         incarnation=Incarnation(1),
         withdrawn={
-            "sql": Withdrawn(Adapter("sql", "/adapters/sql", Origin.DECLARED, required=True), pending=False),
+            "sql": Withdrawn(
+                Adapter("sql", "/adapters/sql", Origin.DECLARED, required=True, listed_as="/adapters/v1"), pending=False
+            ),
             "chat": Withdrawn(),
         },
         paused=Paused("disk is being moved"),
@@ -93,6 +98,15 @@ def test_encoding_is_the_golden_file(format_: Format) -> None:
     assert encode(EVERYTHING, format_) == (GOLDEN / f"v{VERSION}.{format_}").read_bytes()
 
 
+@pytest.mark.parametrize("format_", FORMATS)
+def test_path_that_a_server_made_of_another_is_in_a_golden_file_of_its_own(format_: Format) -> None:
+    """The optional field is written and read as its golden file has it."""
+    data = (GOLDEN / f"v1-listed-as.{format_}").read_bytes()
+
+    assert decode(data) == WITH_LINK
+    assert encode(WITH_LINK, format_) == data
+
+
 def test_every_old_version_has_a_migration() -> None:
     """No version that was ever released is left without a way to the newest."""
     assert set(codec._MIGRATIONS) == set(range(1, VERSION))
@@ -119,6 +133,8 @@ def test_every_field_of_the_model_is_in_the_file() -> None:
     """A field added to the model cannot be left out of the file unnoticed."""
     tree = json.loads(encode(EVERYTHING, "json")) | json.loads(encode(ADDED, "json"))
 
+    (link,) = json.loads(encode(WITH_LINK, "json"))["adapters"]
+    assert set(link) == {field.name for field in msgspec.structs.fields(Adapter)}
     assert set(tree["withdrawn"][1]["declared"]) == {field.name for field in msgspec.structs.fields(Adapter)}
     assert set(tree["withdrawn"][1]) == {"name"} | {field.name for field in msgspec.structs.fields(Withdrawn)}
     assert set(tree["incarnation"]) == {field.name for field in msgspec.structs.fields(Incarnation)}

@@ -142,12 +142,13 @@ def test_every_key_reaches_its_place() -> None:
     """No key is read into another's place: a file that sets each to a value of its own gives exactly those."""
     text = """
 servers:
-- {name: a-0, url: "HTTPS://H.Example:443/team/", engine: vllm, api_key_file: /k, base_model: org/base,
+- {name: a-0, url: "HTTPS://H.Example:443/team/", engine: sglang, api_key_file: /k,
+   admin_api_key_file: /a, base_model: org/base,
    tls: {ca_file: /ca, cert_file: /cert, key_file: /key}}
 - {name: b, url: unix:///run/vllm.sock}
 - {name: c, url: "http://[::1]:8001"}
 adapters:
-- {name: "007", path: /a/, required: true, priority: -3, is_3d_lora_weight: on}
+- {name: "007", path: /a/, required: true, priority: -3, is_3d_lora_weight: on, servers: [c, a-0]}
 - {name: "naïve 模型", path: org/name-1.0}
 policy: {adopt: {enabled: false, max: 7, roots: [/r/, /], names: "team-.*"}, on_external_unload: restore}
 heartbeat: {interval: 1m30s, probe_timeout: 50ms, list_timeout: 0.5s, away_interval: 20ms, down_after_timeouts: 9,
@@ -160,12 +161,14 @@ log: {level: debug, format: pretty}
     config = parse(text.encode(), "test.yaml")
 
     assert config.servers == (
-        ServerConfig("a-0", "https://h.example/team", "vllm", "/k", "org/base", TlsConfig("/ca", "/cert", "/key")),
+        ServerConfig(
+            "a-0", "https://h.example/team", "sglang", "/k", "/a", "org/base", TlsConfig("/ca", "/cert", "/key")
+        ),
         ServerConfig("b", "unix:///run/vllm.sock"),
         ServerConfig("c", "http://[::1]:8001"),
     )
     assert config.adapters == (
-        AdapterConfig("007", "/a/", required=True, priority=-3, is_3d_lora_weight=True),
+        AdapterConfig("007", "/a/", required=True, priority=-3, is_3d_lora_weight=True, servers=("c", "a-0")),
         AdapterConfig("naïve 模型", "org/name-1.0"),
     )
     assert config.policy == PolicyConfig(AdoptConfig(False, 7, ("/r", "/"), "team-.*"), "restore")  # noqa: FBT003
@@ -347,7 +350,7 @@ def test_null_is_refused_where_a_text_is_needed(written: str) -> None:
         ("url", "unix:///", "absolute path"),
         ("url", "unix:///run/", "absolute path"),
         ("url", f"unix:///{'a' * 107}", "108 bytes: the kernel takes at most 107"),
-        ("engine", "sglang", "must be one of auto, vllm"),
+        ("engine", "tgi", "must be one of auto, vllm, sglang"),
         ("engine", "off", "is the boolean false"),
         ("engine", "null", "is empty"),
         ("base_model", '" a"', "must not begin or end with a space"),
@@ -759,6 +762,7 @@ BASE = """servers:
         (BASE.replace("https://h", "https://i"), ("servers[0].url",)),
         (BASE.replace("http://b", "http://b, engine: vllm"), ("servers[1].engine",)),
         (BASE.replace("http://b", "http://b, api_key_file: /k"), ("servers[1].api_key_file",)),
+        (BASE.replace("http://b", "http://b, admin_api_key_file: /k"), ("servers[1].admin_api_key_file",)),
         (BASE.replace("https://h", "https://h, tls: {ca_file: /c}"), ("servers[0].tls",)),
         (BASE.replace("http://b", "http://b, base_model: m"), ()),
         (BASE.replace("name: a", "name: c"), ("servers",)),
@@ -816,6 +820,51 @@ def test_any_other_concurrency_is_refused(written: str) -> None:
     """What is neither is named with its line and key."""
     with pytest.raises(ConfigError, match=r"restore\.concurrency"):
         parse(f"{SERVER}\nrestore: {{concurrency: {written}}}".encode(), "test.yaml")
+
+
+TWO_SERVERS = """servers:
+- {name: a, url: http://a}
+- {name: b, url: http://b}
+"""
+
+
+def test_adapters_are_declared_on_the_servers_that_they_name() -> None:
+    """An adapter without servers is for all of them, in the order of the file."""
+    text = TWO_SERVERS + "adapters: [{name: x, path: /x}, {name: y, path: /y, servers: [b]}]\n"
+    config = parse(text.encode(), "test.yaml")
+
+    assert [[one.name for one in config.declared_on(server)] for server in ("a", "b")] == [["x"], ["x", "y"]]
+
+
+@pytest.mark.parametrize(
+    ("servers", "key", "rule"),
+    [
+        ("[c]", "adapters[0].servers[0]", "is not the name of a server"),
+        ("[a, a]", "adapters[0].servers[1]", "is named twice"),
+        ("[]", "adapters[0].servers", "must not be empty"),
+        ("[A]", "adapters[0].servers[0]", ""),
+        ("a", "adapters[0].servers", "must be a list"),
+    ],
+)
+def test_servers_of_an_adapter_must_exist(servers: str, key: str, rule: str) -> None:
+    """An adapter that no server would ever have is a mistake, and not silently nowhere."""
+    text = TWO_SERVERS + f"adapters: [{{name: x, path: /x, servers: {servers}}}]\n"
+    with pytest.raises(ConfigError) as raised:
+        parse(text.encode(), "test.yaml")
+
+    (problem,) = raised.value.problems
+    assert problem.key == key
+    assert rule in problem.rule
+
+
+def test_admin_key_is_for_sglang_alone() -> None:
+    """A second key for vLLM is a misunderstanding that would only show in the outage."""
+    with pytest.raises(ConfigError) as raised:
+        parse(server(engine="vllm", admin_api_key_file="/k").encode(), "test.yaml")
+
+    assert [problem.key for problem in raised.value.problems] == ["servers[0].admin_api_key_file"]
+    sound = parse(server(engine="auto", admin_api_key_file="/k").encode(), "test.yaml")
+    assert sound.servers[0].admin_api_key_file == "/k"
 
 
 @pytest.mark.parametrize(

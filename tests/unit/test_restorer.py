@@ -212,6 +212,18 @@ async def test_a_new_life_gets_what_was_in_flight_in_the_old_one() -> None:
     assert [name for name, number in engine.loaded if number == 2] == NAMES[:5]
 
 
+async def test_a_plan_for_a_former_life_is_dropped_at_once() -> None:
+    """What is left of a plan when the server restarts is not carried out in the next life."""
+    engine = Slow()
+    engine.busy = True
+    async with restoring(engine) as (restorer, finished):
+        restorer.offer(plan(NAMES))
+        await asyncio.sleep(1.5)
+        restorer.offer(plan(NAMES[-1:], number=2, at=1.5))
+        await finished.wait()
+    assert engine.loaded == [(NAMES[0], 1), (NAMES[1], 1), (NAMES[-1], 2)]
+
+
 async def test_a_fault_of_the_server_ends_the_round_for_all() -> None:
     """No load is sent after one that may have met a dying server; those in flight end by themselves."""
     engine = Slow()
@@ -221,6 +233,43 @@ async def test_a_fault_of_the_server_ends_the_round_for_all() -> None:
         await finished.wait()
         assert len(restorer.drain()) == 5
     assert names_of(engine) == NAMES[:5]
+
+
+async def test_nothing_is_sent_on_a_listing_older_than_a_fault_of_the_server() -> None:
+    """A heartbeat that was under way when a load broke off has a listing that cannot tell what came of it."""
+    engine = Slow()
+    engine.results = {NAMES[0]: Failure(FailureKind.AMBIGUOUS, "reset")}
+    async with restoring(engine) as (restorer, finished):
+        restorer.offer(plan(NAMES[:2]))
+        await finished.wait()
+        restorer.offer(plan(NAMES[:2], at=0.5))
+        await asyncio.sleep(5)
+        assert names_of(engine) == NAMES[:1]
+        restorer.offer(plan(NAMES[:2], at=5.0))
+        await asyncio.sleep(5)
+    assert names_of(engine) == [NAMES[0], *NAMES[:1]]
+
+
+async def test_a_life_that_is_only_guessed_gets_nothing_that_has_just_ended() -> None:
+    """An outage may be taken for a restart; a load that ended after the listing may have taken effect all the same."""
+    engine = Slow()
+    async with restoring(engine) as (restorer, finished):
+        restorer.offer(plan(NAMES[:1]))
+        await finished.wait()
+        restorer.offer(plan(NAMES[:1], number=2, at=0.9))
+        await asyncio.sleep(5)
+    assert engine.loaded == [(NAMES[0], 1)]
+
+
+async def test_what_was_loaded_after_the_listing_is_not_sent_again() -> None:
+    """A plan may be made from a listing that was asked for before the load ended."""
+    engine = Slow()
+    async with restoring(engine) as (restorer, finished):
+        restorer.offer(plan(NAMES[:1]))
+        await finished.wait()
+        restorer.offer(plan(NAMES[:1], at=0.9))
+        await asyncio.sleep(5)
+    assert names_of(engine) == NAMES[:1]
 
 
 _ABANDONED = "abandoned: the server restarted"

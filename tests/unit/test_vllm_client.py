@@ -9,13 +9,13 @@ from typing import Any
 import msgspec
 import pytest
 import pytest_asyncio
-from aiohttp import ClientResponse
+from aiohttp import ClientResponse, ServerDisconnectedError
 from aioresponses import aioresponses
 from yarl import URL
 
 from lora_sidecar.config import parse
 from lora_sidecar.engines.vllm import Vllm
-from lora_sidecar.model import Accepted, Adapter, Origin, Wakefulness, Withheld
+from lora_sidecar.model import Accepted, Adapter, Observed, Origin, Wakefulness, Withheld
 
 SERVER = "http://127.0.0.1:8000"
 LOAD = f"{SERVER}/v1/load_lora_adapter"
@@ -126,6 +126,44 @@ async def test_a_server_that_can_sleep_is_asked_before_every_load(web: aiorespon
     for _ in range(3):
         await vllm.load(SQL, 1)
     assert len(web.requests["GET", URL(f"{SERVER}/metrics")]) == 3
+
+
+async def test_the_youngest_answer_is_the_one_that_decides(web: aioresponses, vllm: Vllm) -> None:
+    """The route is asked after the metrics: an answer grows old while another, slow one is waited for."""
+    asked: list[str] = []
+    web.get(f"{SERVER}/metrics", body=AWAKE, callback=lambda *_, **__: asked.append("metrics"))
+    answer = {"is_sleeping": False}
+    web.get(f"{SERVER}/is_sleeping", payload=answer, callback=lambda *_, **__: asked.append("is_sleeping"))
+    web.post(LOAD, body="Success")
+    await vllm.load(SQL, 1)
+    assert asked == ["metrics", "is_sleeping"]
+
+
+async def test_no_load_where_the_question_broke_off(web: aioresponses, vllm: Vllm) -> None:
+    """A question that was not answered leaves open whether the engine has fallen asleep since the metrics were read."""
+    web.get(f"{SERVER}/metrics", body=AWAKE)
+    web.get(f"{SERVER}/is_sleeping", exception=TimeoutError())
+    result = await vllm.load(SQL, 1)
+    assert isinstance(result, Withheld)
+    assert result.wakefulness is Wakefulness.UNCLEAR
+
+
+async def test_a_probe_that_was_sent_twice_proves_no_life(web: aioresponses, vllm: Vllm) -> None:
+    """A connection that broke may be a restart: the identity is read anew, even where the listing is the same."""
+    cards = {"object": "list", "data": [{"id": "base", "root": "/m"}]}
+    web.get(f"{SERVER}/v1/models", payload=cards, repeat=True)
+    web.get(f"{SERVER}/is_sleeping", status=404, payload=NO_ROUTE, repeat=True)
+    web.get(LOAD, status=405, repeat=True)
+    for start in (1.0, 2.0):
+        web.get(f"{SERVER}/metrics", body=f"process_start_time_seconds {start}\n{AWAKE}")
+    web.get(f"{SERVER}/health")
+    first = await vllm.observe(None)
+    assert isinstance(first, Observed)
+    web.get(f"{SERVER}/health", exception=ServerDisconnectedError())
+    web.get(f"{SERVER}/health")
+    second = await vllm.observe(first)
+    assert isinstance(second, Observed)
+    assert (first.start_time, second.start_time) == (1.0, 2.0)
 
 
 async def test_one_look_serves_one_life_of_a_server_that_cannot_sleep(web: aioresponses, vllm: Vllm) -> None:

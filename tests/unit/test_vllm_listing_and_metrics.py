@@ -145,7 +145,8 @@ def test_metrics_of_a_living_server() -> None:
     ("body", "start"),
     [
         (b"", None),
-        (b"process_start_time_seconds 5", 5.0),
+        (b"process_start_time_seconds 5\n", 5.0),
+        (b"process_start_time_seconds 5", None),  # cut short: it may have been 57
         (b'process_start_time_seconds{pid="1"} 5 1700000000\n', 5.0),
         (b"process_start_time_seconds 5\nprocess_start_time_seconds 5.0\n", 5.0),
         (b"process_start_time_seconds 5\nprocess_start_time_seconds 6\n", None),
@@ -205,3 +206,9 @@ def test_awake_only_where_every_engine_says_so(body: bytes, awake: bool | None) 
 def test_sleep_is_read_from_a_plain_answer_alone(body: bytes, asleep: bool | None) -> None:
     """Anything but true or false says nothing."""
     assert decode_is_sleeping(body) is asleep
+
+
+@pytest.mark.parametrize("length", range(len(b"process_start_time_seconds 1.79536439651e+09")))
+def test_metrics_that_were_cut_short_say_nothing(length: int) -> None:
+    """Half of a number is another number, and the same for two lives of the server."""
+    assert decode_metrics(b"process_start_time_seconds 1.79536439651e+09\n"[:length]) == Vitals()
