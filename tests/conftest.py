@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+from hypothesis import settings
+
+# A slow machine is no failure; an example that hangs meets the limit of its test.
+settings.register_profile("any-machine", deadline=None)
+settings.load_profile("any-machine")
+
 
 def pytest_configure() -> None:
     """Have no event loop until a test makes one.

@@ -39,7 +39,7 @@ BUGS: Final[dict[str, Bug]] = {
         (
             Edit(
                 _CLIENT,
-                '            return self._unknown(at, _refusal("/v1/models", reply))\n',
+                '            return unknown(at, refusal("/v1/models", reply))\n',
                 "            from lora_sidecar.model import BaseModel\n"
                 '            return Listing((BaseModel("base", "/models/tiny"),), ())\n',
             ),
@@ -199,8 +199,8 @@ BUGS: Final[dict[str, Bug]] = {
             ),
             Edit(
                 "lora_sidecar.watch",
-                "        self.restorer.offer(plan)\n        self._publish",
-                "        self._publish",
+                "        self.restorer.offer(plan)\n        self.unloader",
+                "        self.unloader",
             ),
         ),
         "tests/simulation/test_many_lives.py::test_a_world_of_restarts",
