@@ -25,8 +25,9 @@ from lora_sidecar.errors import CheckpointError, SidecarError
 from lora_sidecar.events import Fact
 from lora_sidecar.model import Adapter, Desired, Incarnation, Observation, Observed, Unknown
 from lora_sidecar.offload import Offloader
+from lora_sidecar.policy import Policy
 from lora_sidecar.preflight import Inspection, Preflight
-from lora_sidecar.reconcile import Policy, reconcile
+from lora_sidecar.reconcile import reconcile
 from lora_sidecar.work import Plan, Work
 
 _NOTHING = Desired(adapters={}, incarnation=Incarnation(0))

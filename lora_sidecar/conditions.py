@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from lora_sidecar.events import Event, Fact, info, legible, shown, warning
 from lora_sidecar.model import Adapter, FailureKind, Observed, Origin, Wakefulness, Withheld
 from lora_sidecar.pacing import WINDOW, flapping
-from lora_sidecar.work import Attempt, Bar, Barred, Condition, ConditionType, Drift, Hold, Work
+from lora_sidecar.work import Attempt, Bar, Barred, Condition, ConditionType, Hold, Work
 
 _HINTS: Mapping[ConditionType, str] = {
     ConditionType.RUNTIME_LOADING_DISABLED: "start vLLM with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True",
@@ -27,7 +27,8 @@ _HINTS: Mapping[ConditionType, str] = {
     ConditionType.CAPACITY_EXCEEDED: "raise the server's limit of loaded adapters, or want fewer",
     ConditionType.ADAPTER_QUARANTINED: "remove or mend the adapter; changed files or another path end the quarantine",
     ConditionType.SERVER_FLAPPING: "find out why the server dies; meanwhile one adapter is loaded a heartbeat",
-    ConditionType.ADAPTER_PATH_DIFFERS: "unload the adapter to have it restored from the configured path",
+    ConditionType.ADAPTER_PATH_DIFFERS: "give the new weights a name of their own, restart the server, or unload it",
+    ConditionType.PRUNE_REFUSED: "was the config emptied by mistake? unload them by hand if it was not",
     ConditionType.ADOPTION_REFUSED: "they will not come back after a restart; widen policy.adopt or declare them",
 }
 
@@ -45,11 +46,12 @@ def conditions_of(
     missing: Mapping[str, Adapter],
     blocked: Mapping[str, str],
     refused: Mapping[str, str],
+    spared: str = "",
 ) -> tuple[Condition, ...]:
     """The conditions that hold after a good listing.
 
     `missing` are the adapters to be restored, `blocked` those of them that must not be, `refused` the listed names
-    that were not adopted; the last two map to reasons.
+    that were not adopted; the last two map to reasons. `spared` is why nothing is pruned, empty where nothing is to be.
     """
     held = [
         *_loading(seen, work.hold),
@@ -58,8 +60,10 @@ def conditions_of(
         *_flapping(work.lives),
         *_failing(work.attempts, missing),
         *_barred(work.barred, work.spoilt),
-        *_differing(work.drift, desired),
+        *_differing(work, desired),
     ]
+    if spared:
+        held.append(_condition(ConditionType.PRUNE_REFUSED, spared))
     if refused:
         held.append(_condition(ConditionType.ADOPTION_REFUSED, _listing(refused)))
     return tuple(held)
@@ -120,10 +124,11 @@ def _barred(barred: Mapping[str, Barred], spoilt: Mapping[str, str]) -> Iterable
         yield _condition(kind, _listing(reasons))
 
 
-def _differing(drift: Drift, desired: Mapping[str, Adapter]) -> Iterable[Condition]:
+def _differing(work: Work, desired: Mapping[str, Adapter]) -> Iterable[Condition]:
     differing = {
         name: f"listed with another path than the configured {desired[name].path}"
-        for name in drift.replaced
+        + (f"; {work.path_reasons[name]}" if name in work.path_reasons else "")
+        for name in work.drift.replaced
         if desired[name].origin is Origin.DECLARED
     }
     if differing:

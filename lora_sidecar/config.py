@@ -116,7 +116,7 @@ class AdoptConfig(Struct, frozen=True):
 
 
 class PolicyConfig(Struct, frozen=True):
-    """What to do about adapters that others load and unload."""
+    """What to do about adapters that others load and unload, and that the config changes or removes."""
 
     adopt: Annotated[AdoptConfig, Key("Which adapters that someone else loaded are remembered.")] = AdoptConfig()
     on_external_unload: Annotated[
@@ -127,6 +127,14 @@ class PolicyConfig(Struct, frozen=True):
         Literal["warn", "unload"],
         Key("What to do when the files of a listed adapter vanish: a request for it may then kill the server."),
     ] = "warn"
+    replace: Annotated[
+        Literal["never", "safe", "always"],
+        Key(
+            "Load a declared adapter anew that is listed with another path; safe: only where the server's prefix cache "
+            "cannot go on with the former weights."
+        ),
+    ] = "safe"
+    prune: Annotated[bool, Key("Unload a declared adapter that is removed from the config.")] = False
 
 
 class HeartbeatConfig(Struct, frozen=True):
@@ -195,6 +203,34 @@ class PreflightConfig(Struct, frozen=True):
     ] = ()
 
 
+class VerifyConfig(Struct, frozen=True):
+    """What proves that an adapter is there."""
+
+    by: Annotated[
+        Literal["listed", "probe"],
+        Key("listed: the server lists it; probe: it also answers a request for one token, and not as the base model."),
+    ] = "listed"
+    interval: Annotated[
+        float, Key("Time between two probes, one adapter after the other.", Duration("100ms", "24h"))
+    ] = 30.0
+    busy_above: Annotated[int, Key("No probe while more requests than this are under way.", Whole(0, 10_000))] = 4
+
+
+class ServerHealthConfig(Struct, frozen=True):
+    """When a server is named as wedged or hung, and /serverz fails for it."""
+
+    wedged_after: Annotated[
+        float | None,
+        Key(
+            "Refused connections for so long after it had answered; null: only where an open load proves it.",
+            Duration("30s", "24h"),
+        ),
+    ] = 1800.0
+    hung_after: Annotated[
+        float, Key("No answer to a load or a probe for so long, while /health answers.", Duration("1s", "24h"))
+    ] = 300.0
+
+
 class CheckpointConfig(Struct, frozen=True):
     """Where the memory that survives restarts is kept."""
 
@@ -251,12 +287,18 @@ class Config(Struct, frozen=True):
 
     servers: Annotated[tuple[ServerConfig, ...], Key("The servers of this pod to guard.", Listing(64, fewest=1))]
     adapters: Annotated[tuple[AdapterConfig, ...], Key("Adapters that are always wanted.", Listing(10_000))] = ()
-    policy: Annotated[PolicyConfig, Key("What to do about adapters that others load and unload.")] = PolicyConfig()
+    policy: Annotated[PolicyConfig, Key("What to do about adapters that others load, and that the config changes.")] = (
+        PolicyConfig()
+    )
     heartbeat: Annotated[HeartbeatConfig, Key("How often and how patiently a server is looked at.")] = HeartbeatConfig()
     restore: Annotated[RestoreConfig, Key("How missing adapters are loaded.")] = RestoreConfig()
     preflight: Annotated[PreflightConfig, Key("How an adapter's folder is looked at before it is sent.")] = (
         PreflightConfig()
     )
+    verify: Annotated[VerifyConfig, Key("What proves that an adapter is there.")] = VerifyConfig()
+    server_health: Annotated[
+        ServerHealthConfig, Key("When a server is named as wedged or hung, and /serverz fails for it.")
+    ] = ServerHealthConfig()
     checkpoint: Annotated[CheckpointConfig, Key("Where the memory that survives restarts is kept.")] = (
         CheckpointConfig()
     )

@@ -183,6 +183,8 @@ class _Daemon:
             for watch in self._watches:
                 group.create_task(watch.run(), name="watch")
                 group.create_task(watch.restorer.run(), name="restore")
+                group.create_task(watch.retirer.run(), name="retire")
+                group.create_task(watch.verifier.run(), name="verify")
                 group.create_task(watch.unloader.run(), name="unload")
                 group.create_task(watch.survey.run(), name="survey")
 

@@ -29,7 +29,7 @@ def enter_life(work: Work, now: float, *, restarted: bool, assumed: bool) -> Wor
     if not restarted:
         return replace(work, lives=lives)
     work = replace(work, missed={}, attempts={}, hold=None, withheld=None, restoring=False, unloads={})
-    work = replace(work, evicted=frozenset())
+    work = replace(work, evicted=frozenset(), swaps={}, prunes={})
     return replace(work, lives=lives, load_ended=float("-inf"), crowd=Crowd())
 
 

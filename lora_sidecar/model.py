@@ -125,6 +125,7 @@ class Observed(Struct, frozen=True):
     this listing or carried over from a listing since which nothing changed; None where unknown. `runtime_loading`
     is whether the server has the load route, None where that was not found out. `line` is the number of the silent
     connection that was open before this listing was asked for and still after it came, None where there was none.
+    `version` is what the server says it is.
     `capacity` is how many adapters the server lists at most: it takes the least recently used one out for the next,
     and loads it again by itself (SGLang); None where nothing is ever taken out. `resolves_paths` is whether the server
     lists real paths and not those that it was sent (vLLM's Rust frontend).
@@ -135,6 +136,7 @@ class Observed(Struct, frozen=True):
     adapters: tuple[Listed, ...]
     start_time: float | None = None
     runtime_loading: bool | None = None
+    version: str | None = None
     line: int | None = None
     capacity: int | None = None
     resolves_paths: bool = False
@@ -223,6 +225,44 @@ class Wakefulness(StrEnum):
     UNCLEAR = "unclear"
 
 
+class Pulse(Struct, frozen=True):
+    """What the requests that go through the engine tell of it: loads, and probes by inference.
+
+    `open_since` is when the oldest one without an answer was sent, None if none is open. `owed_since` counts those
+    that were given up as well, until the engine has answered one; `given_up_at` is when that last happened, and
+    `answered_at` when it last answered. `ended_by_server` is whether the last one was cut off by the server.
+    """
+
+    open_since: float | None = None
+    owed_since: float | None = None
+    given_up_at: float = float("-inf")
+    answered_at: float = float("-inf")
+    ended_by_server: bool = False
+
+
+class Said(Struct, frozen=True):
+    """What a model said to a probe: its likeliest first tokens with their log-probabilities, sorted by token."""
+
+    top: tuple[tuple[str, float], ...]
+
+
+class NoAnswer(Struct, frozen=True):
+    """A probe without a usable answer; `status` is the HTTP status where one came, `message` the server's sentence."""
+
+    message: str
+    status: int | None = None
+
+
+Answer = Said | NoAnswer
+
+
+class Unfit(Struct, frozen=True):
+    """The engine must not be probed now: it sleeps or is paused (`halted`), is busy, or `obstacle` is in the way."""
+
+    halted: bool = False
+    obstacle: str = ""
+
+
 class Withheld(Struct, frozen=True):
     """A load that was not sent, because the engine was not known to be awake."""
 
@@ -284,6 +324,15 @@ class Outcome(Struct, frozen=True):
 
 class Unloaded(Struct, frozen=True):
     """How one unload went; `at` is when it ended. Accepted also where the adapter was not loaded (`already`)."""
+
+    name: str
+    incarnation: int
+    result: Accepted | Failure
+    at: float
+
+
+class Retired(Struct, frozen=True):
+    """How one unload went that the config gave reason to; `at` is when it ended."""
 
     name: str
     incarnation: int

@@ -10,53 +10,45 @@ Pure: the same arguments give the same plan, whatever the time and the place.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import assert_never
 
-from msgspec import Struct
 from msgspec.structs import replace
 
-from lora_sidecar import outage
+from lora_sidecar import outage, replacement
 from lora_sidecar.aliases import learn
-from lora_sidecar.attempts import Clock, absorb, settle, undecided
-from lora_sidecar.capacity import urgency
+from lora_sidecar.attempts import Clock, absorb, settle
 from lora_sidecar.conditions import conditions_of, transitions
-from lora_sidecar.config import AdoptConfig, BackoffConfig, Config, HeartbeatConfig
-from lora_sidecar.desired import adopt, forget, is_listed_path, same_base, same_path
+from lora_sidecar.desired import adopt, forget, same_base, same_path
+from lora_sidecar.drift import drift_of
+from lora_sidecar.due import due
 from lora_sidecar.events import Event, Fact, info, legible, shown, warning
-from lora_sidecar.eviction import crowding, evicted, registered
+from lora_sidecar.eviction import evicted, registered
 from lora_sidecar.files import pardon_changed
-from lora_sidecar.guard import defuse, enter_life, hold_back, in_turn, judge_suspects, notice_limit
+from lora_sidecar.guard import defuse, enter_life, hold_back, judge_suspects, notice_limit
 from lora_sidecar.lineage import Evidence, Judgement, judge
-from lora_sidecar.model import Adapter, BaseModel, Desired, Observation, Observed, Origin, Outcome, Unknown, Unloaded
+from lora_sidecar.model import (
+    Adapter,
+    BaseModel,
+    Desired,
+    Observation,
+    Observed,
+    Origin,
+    Outcome,
+    Retired,
+    Unknown,
+    Unloaded,
+)
+from lora_sidecar.policy import Policy
 from lora_sidecar.suspects import accuse
-from lora_sidecar.unloads import absorb_unloads, due_unloads, settle_unloads
-from lora_sidecar.work import Around, Attempt, Drift, Phase, Plan, Verdict, Work
+from lora_sidecar.unloads import absorb_unloads, settle_unloads
+from lora_sidecar.work import Around, Phase, Plan, Verdict, Work
 
 _SIGHTINGS = 2
 """Listings in a row that an adapter must be missing from before that is taken for deliberate."""
 
 
 _NOTHING_AROUND = Around()
-
-
-class Policy(Struct, frozen=True):
-    """The part of the config that reconcile goes by."""
-
-    adopt: AdoptConfig
-    forget_unloaded: bool
-    backoff: BackoffConfig
-    heartbeat: HeartbeatConfig
-    unload_gone: bool = False
-    capacity: int | None = None
-
-    @staticmethod
-    def of(config: Config, server: str = "") -> Policy:
-        """The policy that a config asks for, for the server of that name."""
-        capacity = next((one.max_cpu_loras for one in config.servers if one.name == server), None)
-        forgets = config.policy.on_external_unload == "forget"
-        gone = config.policy.on_files_gone == "unload"
-        return Policy(config.policy.adopt, forgets, config.restore.backoff, config.heartbeat, gone, capacity)
 
 
 def reconcile(
@@ -67,18 +59,22 @@ def reconcile(
     *,
     outcomes: Iterable[Outcome],
     clock: Clock,
-    unloaded: Iterable[Unloaded] = (),
+    unloaded: Sequence[Unloaded | Retired] = (),
     around: Around = _NOTHING_AROUND,
 ) -> Plan:
     """The plan that follows from one observation.
 
-    `outcomes` and `unloaded` are those of the loads and unloads that ended since the last reconcile. In the plan,
-    `desired` is the very object passed in if nothing durable changed.
+    `outcomes` and `unloaded` are those of the loads and unloads that ended since the last reconcile, each told once. In
+    the plan, `desired` is the very object passed in if nothing durable changed.
     """
     outcomes = tuple(outcomes)
     server, noticed = outage.advance(work.server, seen, policy.heartbeat)
     work, failures = absorb(work, outcomes, seen, desired.incarnation.number, policy.backoff, clock)
-    work, untold = absorb_unloads(work, unloaded, desired.incarnation.number, policy.backoff, clock)
+    told = [one for one in unloaded if isinstance(one, Unloaded)]
+    retired = [one for one in unloaded if isinstance(one, Retired)]
+    work, undone = replacement.absorb(work, retired, desired, policy.backoff, clock.now)
+    failures += undone
+    work, untold = absorb_unloads(work, told, desired.incarnation.number, policy.backoff, clock)
     failures += untold
     match seen:
         case Unknown():
@@ -117,6 +113,7 @@ def _is_steady(desired: Desired, seen: Observed, work: Work, around: Around) -> 
         and seen.adapters is last.adapters
         and seen.bases is last.bases
         and seen.start_time == last.start_time
+        and seen.version == last.version
         and seen.runtime_loading == last.runtime_loading
     )
 
@@ -143,6 +140,8 @@ def _plan(
     )
     desired, refused, adopted = adopt(desired, seen.adapters, seen.bases, policy.adopt)
     desired = _remember_listed(desired, listed)
+    sight = replacement.Seen(listed, seen.at, seen.version)
+    desired, work, replaced = replacement.advance(desired, work, sight, clock.now)
     desired = registered(desired, work, seen, listed)
     out = evicted(desired, work, seen, listed)
     held = listed | {name: desired.adapters[name].path for name in out}
@@ -156,7 +155,9 @@ def _plan(
     unload_gone = policy.unload_gone and desired.paused is None
     work = hold_back(desired, work, missing, listed, files, policy.backoff, clock.now, unload_gone=unload_gone)
     desired, bombs, defused = defuse(desired, listed, files) if unload_gone else (desired, (), ())
-    drift, drifted = _drift(work.drift, desired, listed, missing, refused)
+    steady = not missing and not missed and seen.runtime_loading is not False
+    work, retires = replacement.retire(desired, work, sight, policy.retire, clock.now, steady=steady)
+    drift, drifted = drift_of(work.drift, desired, listed, missing, refused)
 
     lost = frozenset(missing)
     recovery = outage.resume(work.recovery, judgement, last, lost, seen.at)
@@ -164,35 +165,32 @@ def _plan(
     recovery, concluded = outage.conclude(recovery, desired, attempts, lost, withheld, seen.at)
     work = replace(work, last=seen, missed=missed, attempts=attempts, drift=drift, recovery=recovery)
     work = replace(work, unloads=unloads, evicted=out)
-    conditions = conditions_of(work, seen, desired.adapters, missing, blocked, refused)
+    spared = replacement.spared(desired, sight, policy.retire)
+    conditions = conditions_of(work, seen, desired.adapters, missing, blocked, refused, spared)
     changed = transitions(work.conditions, conditions)
     work = replace(work, conditions=conditions)
 
-    due, wake_at = _due(missing, withheld, work, seen, clock.now)
-    restores, later = in_turn(due, desired, work, policy.capacity, policy.heartbeat.interval, clock.now)
-    unloadable, retry_at = due_unloads(desired, unloads, seen.at, clock.now)
-    unloadable = (*unloadable, *bombs)
-    wake_at = min((at for at in (wake_at, later, retry_at) if at is not None), default=None)
-    if desired.paused is not None:
-        restores, unloadable, wake_at = (), (), None
-    started = _started(restores, judgement) if restores and not work.restoring else ()
-    restoring = bool(missing) and (bool(restores) or work.restoring)
-    pending = any(one.pending for one in desired.withdrawn.values())
-    calm = not (missing or missed or pending or work.probation or work.lives or work.spoilt)
+    loadable = {name: adapter for name, adapter in missing.items() if name not in withheld}
+    act = due(desired, work, seen, policy, clock.now, loadable=loadable, bombs=bombs, retires=retires)
+    started = _started(act.restores, judgement) if act.restores and not work.restoring else ()
+    restoring = bool(missing) and (bool(act.restores) or work.restoring)
+    calm = not missing and _is_calm(desired, work, policy)
     work = replace(work, restoring=restoring, steady=desired if calm else None)
     return Plan(
         desired=desired,
         work=work,
-        verdict=_verdict(missing, restores),
-        restores=restores,
-        unloads=unloadable,
+        verdict=_verdict(missing, act.restores),
+        restores=act.restores,
+        unloads=act.unloads,
+        retires=act.retires,
         observed_at=seen.at,
-        wake_at=wake_at,
+        wake_at=act.wake_at,
         facts=(
             *restarted,
             *convicted,
             *defused,
             *told,
+            *replaced,
             *adopted,
             *forgotten,
             *drifted,
@@ -202,6 +200,13 @@ def _plan(
             *concluded,
         ),
     )
+
+
+def _is_calm(desired: Desired, work: Work, policy: Policy) -> bool:
+    """Whether there is nothing to wait for, so that the same listing again comes to nothing."""
+    pending = any(one.pending for one in desired.withdrawn.values())
+    prunable = policy.retire.prune and desired.released
+    return not (work.missed or pending or work.probation or work.lives or work.spoilt or work.path_reasons or prunable)
 
 
 def _enter(
@@ -280,53 +285,6 @@ def _blocked(missing: Mapping[str, Adapter], bases: tuple[BaseModel, ...]) -> di
     return blocked
 
 
-def _drift(
-    before: Drift,
-    desired: Desired,
-    listed: Mapping[str, str],
-    missing: Mapping[str, Adapter],
-    refused: Mapping[str, str],
-) -> tuple[Drift, tuple[Fact, ...]]:
-    """How the listing differs from desired, and the fact of it where it differs in more than before."""
-    ours = {n: path for n, path in listed.items() if n in desired.adapters}
-    replaced = {n for n, path in ours.items() if not is_listed_path(desired.adapters[n], path)}
-    drift = Drift(frozenset(missing), frozenset(replaced), frozenset(refused.keys() - ours.keys()))
-    if drift == before:
-        return before, ()
-    if drift.missing <= before.missing and drift.replaced <= before.replaced and drift.unexpected <= before.unexpected:
-        return drift, ()
-    fact = info(
-        Event.DRIFT_DETECTED,
-        missing=shown(drift.missing),
-        replaced=shown(drift.replaced),
-        unexpected=shown(drift.unexpected),
-    )
-    return drift, (fact,)
-
-
-def _due(
-    missing: Mapping[str, Adapter], blocked: Mapping[str, str], work: Work, seen: Observed, now: float
-) -> tuple[tuple[Adapter, ...], float | None]:
-    """What to load now, in order, and when something more falls due."""
-    wanted = [adapter for name, adapter in missing.items() if name not in blocked]
-    if not wanted or seen.runtime_loading is False:
-        return (), None
-    if work.hold is not None and work.hold.until > now:
-        return (), work.hold.until
-    due: list[Adapter] = []
-    wake_at: float | None = None
-    for adapter in wanted:
-        attempt = work.attempts.get(adapter.name, _UNTRIED)
-        if undecided(attempt, seen.at):
-            continue
-        if attempt.not_before > now:
-            wake_at = attempt.not_before if wake_at is None else min(wake_at, attempt.not_before)
-        else:
-            due.append(adapter)
-    # Where not all are kept, those loaded last stay: the most urgent ones.
-    return tuple(sorted(due, key=urgency, reverse=crowding(seen, len(wanted)))), wake_at
-
-
 def _started(restores: tuple[Adapter, ...], judgement: Judgement) -> tuple[Fact, ...]:
     names = shown(adapter.name for adapter in restores)
     return (
@@ -338,9 +296,6 @@ def _started(restores: tuple[Adapter, ...], judgement: Judgement) -> tuple[Fact,
             names=names,
         ),
     )
-
-
-_UNTRIED = Attempt()
 
 
 def _verdict(missing: Mapping[str, Adapter], restores: tuple[Adapter, ...]) -> Verdict:

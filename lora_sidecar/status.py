@@ -54,7 +54,8 @@ class AdapterStatus(Struct, frozen=True):
 class ServerStatus(Struct, frozen=True):
     """A server as of its last completed heartbeat, which ended at `beat_at`.
 
-    `saved_generation` is the checkpoint's generation on disk. What follows it is the board's: `beats` counts the
+    `saved_generation` is the checkpoint's generation on disk. `failing` is why the server's own container should be
+    ended, empty if it should not be. What follows is the board's: `beats` counts the
     heartbeats that ended, 0 before the first (`beat_at` is then when the server was announced), `adapters` are in the
     order of their names.
     """
@@ -67,6 +68,7 @@ class ServerStatus(Struct, frozen=True):
     beat_seconds: float
     saved_generation: int
     conditions: tuple[Condition, ...]
+    failing: str = ""
     beats: int = 0
     adapters: tuple[AdapterStatus, ...] = ()
     spans: tuple[Span, ...] = ()

@@ -22,12 +22,16 @@ from lora_sidecar.keeper import Keeper
 from lora_sidecar.model import Desired, Incarnation, Observation, Observed, Outcome, Unloaded
 from lora_sidecar.offload import Offloader
 from lora_sidecar.outage import next_look
+from lora_sidecar.policy import Policy
 from lora_sidecar.preflight import Preflight, Slots
-from lora_sidecar.reconcile import Policy, reconcile
+from lora_sidecar.reconcile import reconcile
 from lora_sidecar.restorer import Restorer
+from lora_sidecar.retirer import Retirer
 from lora_sidecar.status import Board, ServerStatus
 from lora_sidecar.survey import Survey
 from lora_sidecar.unloader import Unloader
+from lora_sidecar.verifier import Verifier
+from lora_sidecar.vitals import Vitals
 from lora_sidecar.work import Around, Condition, ConditionType, Plan, ServerState, Work
 
 Report = Callable[..., None]
@@ -68,6 +72,9 @@ class Watch:
         self._surveyed: tuple[object, ...] = ()
         self.survey = Survey(Slots(f"survey-{name}", clock.new_slot), self.look)
         self.restorer = Restorer(engine, clock.now, self.look, self._preflight)
+        self._vitals = Vitals(engine)
+        self.retirer = Retirer(engine, clock.now, self.look)
+        self.verifier = Verifier(engine, clock.now, report)
         self.unloader = Unloader(engine, clock.now, self.restorer.loading, self.look)
         self.desk = Desk(self.look)
         engine.alarm(self.look)
@@ -113,7 +120,7 @@ class Watch:
             self._work,
             Policy.of(config, self._name),
             outcomes=ended[0],
-            unloaded=ended[1],
+            unloaded=(*ended[1], *self.retirer.drain()),
             clock=Clock(self._clock.now(), self._clock.jitter()),
             around=Around(self.restorer.in_flight, self.survey.files),
         )
@@ -122,6 +129,9 @@ class Watch:
         self._desired, facts = await self._keeper.keep(plan.desired)
         self._report(*facts)
         self.restorer.offer(plan)
+        self.retirer.offer(plan)
+        self._report(*self.verifier.offer(plan, config))
+        self._report(*await self._vitals.make(plan.work.server, config.server_health, self._clock.now()))
         self.unloader.offer(plan)
         self._want_files(plan, config)
         self._publish(plan, began, config)
@@ -190,7 +200,8 @@ class Watch:
                 beat_at=ended,
                 beat_seconds=ended - began,
                 saved_generation=self._keeper.generation,
-                conditions=plan.work.conditions + kept,
+                conditions=(*self._vitals.conditions, *plan.work.conditions, *self.verifier.conditions, *kept),
+                failing=self._vitals.failing,
             )
         )
         seconds = round(ended - began, 4)

@@ -99,6 +99,41 @@ class Crowd(Struct, frozen=True):
     fit: int | None = None
 
 
+class Stage(StrEnum):
+    """How far a replacement is."""
+
+    UNLOADING = "unloading"
+    LOADING = "loading"
+    REVERTING = "reverting"
+    """The new path could not be loaded, so the former one is loaded again."""
+    DONE = "done"
+    REFUSED = "refused"
+
+
+class Swap(Struct, frozen=True):
+    """One adapter that is listed from `old` and is to be loaded from `new` under the same name.
+
+    `told_at` is when the server said that it is unloaded. `failures` is how many failed loads are accounted for,
+    `flips` how often the path to load was changed since. `why` is what went wrong, `retry_at` when it is tried again.
+    """
+
+    old: str
+    new: str
+    stage: Stage = Stage.UNLOADING
+    told_at: float | None = None
+    failures: int = 0
+    flips: int = 0
+    why: str = ""
+    retry_at: float = float("inf")
+
+
+class Retire(Struct, frozen=True):
+    """An adapter to be unloaded because of the config; `successor` is what is loaded under its name then, or None."""
+
+    name: str
+    successor: Adapter | None = None
+
+
 class Hold(Struct, frozen=True):
     """A reason of the whole server for which nothing is loaded before `until`; `failures` counts it in a row."""
 
@@ -127,6 +162,8 @@ class Recovery(Struct, frozen=True):
 class ConditionType(StrEnum):
     """Every condition that may hold; each has an entry in the documentation on what to do."""
 
+    SERVER_WEDGED = "ServerWedged"
+    SERVER_HUNG = "ServerHung"
     RUNTIME_LOADING_DISABLED = "RuntimeLoadingDisabled"
     LOADING_REFUSED = "LoadingRefused"
     ENGINE_ASLEEP = "EngineAsleep"
@@ -138,7 +175,11 @@ class ConditionType(StrEnum):
     CAPACITY_EXCEEDED = "CapacityExceeded"
     ADAPTER_FILES_MISSING = "AdapterFilesMissing"
     ADAPTER_QUARANTINED = "AdapterQuarantined"
+    ADAPTER_DEAD = "AdapterDead"
+    ADAPTER_NOT_APPLIED = "AdapterNotApplied"
+    VERIFICATION_WITHHELD = "VerificationWithheld"
     ADAPTER_PATH_DIFFERS = "AdapterPathDiffers"
+    PRUNE_REFUSED = "PruneRefused"
     ADOPTION_REFUSED = "AdoptionRefused"
     PAUSED = "Paused"
     CHECKPOINT_NOT_PERSISTED = "CheckpointNotPersisted"
@@ -178,9 +219,11 @@ class Work(Struct, frozen=True):
     `last` leaves nothing to do, to wait for or to say, and will not as long as both and the policy are the same; None
     where another look may come to something else. `evicted` are the adapters that the server took
     out of its listing by itself in this incarnation. `probation` has an entry for each suspect, `barred` for each
-    missing adapter that must not be loaded, `spoilt` for each listed one whose files are gone or bad. `lives` is when lives of
-    the server were lately seen to begin, `load_ended` when the last load ended, `files` the looks that were
-    considered, `crowd` what is known of how many adapters fit.
+    missing adapter that must not be loaded, `spoilt` for each listed one whose files are gone or bad. `lives` is when
+    lives of the server were lately seen to begin, `load_ended` when the last load ended, `files` the looks that were
+    considered, `crowd` what is known of how many adapters fit. `swaps` are the replacements of this incarnation,
+    `prunes` the unloads of removed adapters that were tried, and `path_reasons` says for each declared adapter that is
+    listed with another path why it still is.
     """
 
     server: ServerState = ServerState()
@@ -193,6 +236,9 @@ class Work(Struct, frozen=True):
     drift: Drift = Drift()
     conditions: tuple[Condition, ...] = ()
     restoring: bool = False
+    swaps: Mapping[str, Swap] = {}
+    prunes: Mapping[str, Attempt] = {}
+    path_reasons: Mapping[str, str] = {}
     steady: Desired | None = None
     unloads: Mapping[str, Attempt] = {}
     evicted: frozenset[str] = frozenset()
@@ -224,15 +270,16 @@ class Verdict(StrEnum):
 class Plan(Struct, frozen=True):
     """What follows from one observation.
 
-    `restores` are to be loaded in this order, `unloads` are names to be unloaded, both only while the server is in
-    `incarnation`; `observed_at` is when the listing behind them was asked for. `wake_at` is when there may be
-    something to do before the next heartbeat is due, None if there is nothing to wait for.
+    `restores` are to be loaded in this order, `unloads` are names to be unloaded, `retires` those because of the
+    config, all only while the server is in `incarnation`; `observed_at` is when the listing behind them was asked for.
+    `wake_at` is when there may be something to do before the next heartbeat is due, None if nothing is waited for.
     """
 
     desired: Desired
     work: Work
     verdict: Verdict
     restores: tuple[Adapter, ...] = ()
+    retires: tuple[Retire, ...] = ()
     unloads: tuple[str, ...] = ()
     observed_at: float = 0.0
     wake_at: float | None = None

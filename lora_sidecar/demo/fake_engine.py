@@ -35,8 +35,9 @@ class FakeEngine:
     """One engine: it loads adapters one at a time, answers completions, sleeps, hangs and dies.
 
     Each of `hung`, `asleep` and `load_delay` may be set at any time and holds from the next step on. `asleep` is the
-    sleep level, None while awake; `load_delay` is in seconds. On a GPU (`gpu`) a load into a sleeping engine
-    destroys it: that load fails, and no completion is answered any more. The engine dies of loading a path in `deadly`.
+    sleep level, None while awake; `load_delay` is in seconds; adapters loaded from a path in `unapplied` answer as the
+    base model does. On a GPU (`gpu`) a load into a sleeping engine destroys it: that load fails, and no completion is
+    answered any more. The engine dies of loading a path in `deadly`.
     """
 
     def __init__(self, *, max_rank: int, max_cpu_loras: int, enable_lora: bool, gpu: bool, check_files: bool) -> None:
@@ -44,6 +45,7 @@ class FakeEngine:
         self.load_delay = 0.0
         self.deadly: frozenset[str] = frozenset()
         self.draining = False
+        self.unapplied: set[str] = set()
         self.destroyed = False
         self._max_rank = max_rank
         self._max_cpu_loras = max_cpu_loras
@@ -59,6 +61,8 @@ class FakeEngine:
         self._never = asyncio.Event()
         self._awake = asyncio.Event()
         self._awake.set()
+        self._resumed = asyncio.Event()
+        self._resumed.set()
         self._cache: OrderedDict[int, str] = OrderedDict()
 
     @property
@@ -72,6 +76,18 @@ class FakeEngine:
             self._running.clear()
         else:
             self._running.set()
+
+    @property
+    def paused(self) -> bool:
+        """Whether completions wait; loads are let through, and the server's other answers go on."""
+        return not self._resumed.is_set()
+
+    @paused.setter
+    def paused(self, value: bool) -> None:
+        if value:
+            self._resumed.clear()
+        else:
+            self._resumed.set()
 
     @property
     def dead(self) -> bool:
@@ -132,6 +148,7 @@ class FakeEngine:
 
     async def _complete(self, path: str | None, identity: int) -> bool:
         await self._awake.wait()
+        await self._resumed.wait()
         async with self._turn:
             await self._running.wait()
             if self.destroyed:

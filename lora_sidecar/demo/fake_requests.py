@@ -44,14 +44,15 @@ class CompletionRequest(Struct, frozen=True):
     model: str
     prompt: str
     max_tokens: int
+    logprobs: int | None = None
 
-    def answer(self, model: str, *, created: int, fingerprint: str) -> dict[str, object]:
-        """What the server answers; the text follows from the model's name and the prompt alone."""
-        digest = hashlib.sha256(f"{model}\0{self.prompt}".encode()).hexdigest()
+    def answer(self, model: str, weights: str, *, created: int, fingerprint: str) -> dict[str, object]:
+        """What the server answers; the text follows from the name of the model whose weights speak and the prompt."""
+        digest = hashlib.sha256(f"{weights}\0{self.prompt}".encode()).hexdigest()
         choice = {
             "index": 0,
             "text": (digest * (1 + self.max_tokens // len(digest)))[: self.max_tokens],
-            "logprobs": None,
+            "logprobs": None if self.logprobs is None else self._logprobs(digest),
             "finish_reason": "length",
             "stop_reason": None,
             "token_ids": None,
@@ -79,6 +80,21 @@ class CompletionRequest(Struct, frozen=True):
             "kv_transfer_params": None,
             "ec_transfer_params": None,
             "metrics": None,
+        }
+
+    def _logprobs(self, digest: str) -> dict[str, object]:
+        """The log-probabilities of each token, a character of the text, and of those likeliest in its place."""
+        text = (digest * (1 + self.max_tokens // len(digest)))[: self.max_tokens]
+        top: list[dict[str, float]] = []
+        for at, token in enumerate(text):
+            others = [c for c in "ghijklmnopqrstuvwxyz" if c != token][: max(0, (self.logprobs or 0) - 1)]
+            start = int(digest[at % 56 : at % 56 + 8], 16) / 2**32
+            top.append({token: -start, **{other: -start - 1.0 - n / 8 for n, other in enumerate(others)}})
+        return {
+            "text_offset": list(range(len(text))),
+            "token_logprobs": [entry[token] for token, entry in zip(text, top, strict=True)],
+            "tokens": list(text),
+            "top_logprobs": top,
         }
 
 
@@ -158,7 +174,12 @@ def completion_request(value: object) -> CompletionRequest:
     problems = _text_problems({"model": "", "prompt": ""} | dict(fields), "model", "prompt")
     if problems:
         raise _invalid(problems)
-    return CompletionRequest(fields.get("model", ""), fields.get("prompt", ""), int(fields.get("max_tokens") or 16))
+    return CompletionRequest(
+        fields.get("model", ""),
+        fields.get("prompt", ""),
+        int(fields.get("max_tokens") or 16),
+        fields.get("logprobs"),
+    )
 
 
 def _fields(value: object) -> Mapping[str, Any]:

@@ -100,6 +100,9 @@ class Routes:
                 web.get("/is_sleeping", self._is_sleeping, allow_head=False),
                 web.post("/sleep", self._sleep),
                 web.post("/wake_up", self._wake_up),
+                web.get("/is_paused", self._is_paused, allow_head=False),
+                web.post("/pause", self._pause),
+                web.post("/resume", self._resume),
             ]
         app = web.Application(middlewares=[self._serve], client_max_size=1 << 30)
         app.add_routes(routes)
@@ -283,7 +286,9 @@ class Routes:
         except EngineDeadError:
             self.ending.set()
             raise
-        return json_response(asked.answer(name, created=int(self.now), fingerprint=f"vllm-{self.model.version}-fake"))
+        weights = name if path is None or path not in self.engine.unapplied else self.model.names[0]
+        fingerprint = f"vllm-{self.model.version}-fake"
+        return json_response(asked.answer(name, weights, created=int(self.now), fingerprint=fingerprint))
 
     async def _is_sleeping(self, request: web.Request) -> web.Response:
         del request
@@ -297,6 +302,20 @@ class Routes:
     async def _wake_up(self, request: web.Request) -> web.Response:
         self.engine.wake()
         return json_response({"status": "awake", "tags": request.query.getall("tags", None)})
+
+    async def _is_paused(self, request: web.Request) -> web.Response:
+        del request
+        return json_response({"is_paused": self.engine.paused})
+
+    async def _pause(self, request: web.Request) -> web.Response:
+        del request
+        self.engine.paused = True
+        return json_response({"status": "paused"})
+
+    async def _resume(self, request: web.Request) -> web.Response:
+        del request
+        self.engine.paused = False
+        return json_response({"status": "resumed"})
 
 
 # aiohttp gives every answer a content type and this is its default: vLLM never sends it, so it marks those without.

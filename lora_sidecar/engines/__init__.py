@@ -10,7 +10,17 @@ from collections.abc import Callable
 from typing import Protocol
 
 from lora_sidecar.config import Config
-from lora_sidecar.model import Accepted, Adapter, Failure, Observation, Observed, Withheld
+from lora_sidecar.model import (
+    Accepted,
+    Adapter,
+    Answer,
+    Failure,
+    Observation,
+    Observed,
+    Pulse,
+    Unfit,
+    Withheld,
+)
 
 
 class Engine(Protocol):
@@ -18,6 +28,15 @@ class Engine(Protocol):
 
     def apply(self, config: Config) -> None:
         """Go by the deadlines of another config from the next request on."""
+        ...
+
+    @property
+    def pulse(self) -> Pulse:
+        """What the requests that went through the engine tell of it."""
+        ...
+
+    async def halted(self) -> bool:
+        """Whether the engine says that it sleeps or is paused: it then answers no completion, and is not hung."""
         ...
 
     def alarm(self, ended: Callable[[], None]) -> None:
@@ -38,6 +57,18 @@ class Engine(Protocol):
         """Load one adapter, unless the engine is not known to be awake; never in place.
 
         `incarnation` is the life of the server for which the load was decided.
+        """
+        ...
+
+    async def unfit(self, busy_above: int) -> Unfit | None:
+        """Why no probe by inference may be sent now: with more requests than `busy_above` under way, none may."""
+        ...
+
+    async def ask(self, model: str, prompt: str, deadline: float | None) -> Answer:
+        """Ask a model for one token and its log-probabilities, at temperature 0.
+
+        Without a `deadline` (seconds) the model must be the base model: the answer then counts for the engine's pulse,
+        and is waited for until a missing one is a hang, and twice as long.
         """
         ...
 

@@ -21,7 +21,20 @@ from lora_sidecar.engines.transport import Broken, Reply, Transport
 from lora_sidecar.engines.vllm import Vllm
 from lora_sidecar.engines.vllm_wire import BadListing, decode_listing
 from lora_sidecar.events import Event, Fact, info
-from lora_sidecar.model import Accepted, Adapter, Failure, FailureKind, Observation, Observed, Reason, Withheld
+from lora_sidecar.model import (
+    Accepted,
+    Adapter,
+    Answer,
+    Failure,
+    FailureKind,
+    NoAnswer,
+    Observation,
+    Observed,
+    Pulse,
+    Reason,
+    Unfit,
+    Withheld,
+)
 
 Make = Callable[[ServerConfig, Config, Callable[[], float]], Engine]
 
@@ -67,6 +80,23 @@ class Auto:
         self._ended = ended
         for client in self._clients.values():
             client.alarm(ended)
+
+    @property
+    def pulse(self) -> Pulse:
+        """See `engines.Engine.pulse`."""
+        return Pulse() if self._current is None else self._current.pulse
+
+    async def halted(self) -> bool:
+        """See `engines.Engine.halted`."""
+        return self._current is not None and await self._current.halted()
+
+    async def unfit(self, busy_above: int) -> Unfit | None:
+        """See `engines.Engine.unfit`."""
+        return Unfit() if self._current is None else await self._current.unfit(busy_above)
+
+    async def ask(self, model: str, prompt: str, deadline: float | None) -> Answer:
+        """See `engines.Engine.ask`."""
+        return _SILENT if self._current is None else await self._current.ask(model, prompt, deadline)
 
     async def quiet_since(self, oldest: float) -> float | None:
         """See `engines.Engine.quiet_since`."""
@@ -143,7 +173,9 @@ class Auto:
         return Broken(Reason.WRONG_SERVER, why, sent=True)
 
 
-_NOBODY: Final = Failure(FailureKind.ENGINE, "it is not known which engine serves there")
+_UNKNOWN: Final = "it is not known which engine serves there"
+_NOBODY: Final = Failure(FailureKind.ENGINE, _UNKNOWN)
+_SILENT: Final = NoAnswer(_UNKNOWN)
 
 
 def _read(answer: Reply | Broken, reader: Callable[[bytes], Identity | None]) -> Identity | None:

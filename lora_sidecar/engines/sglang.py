@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from lora_sidecar.config import Config, ServerConfig
 from lora_sidecar.engines.answers import absent_base, kept, refusal, unanswered, unknown, unlisted
+from lora_sidecar.engines.pulse import PulseMeter, note
 from lora_sidecar.engines.sentinel import Sentinel
 from lora_sidecar.engines.sglang_wire import ServerInfo, classify_load, classify_unload, decode_server_info
 from lora_sidecar.engines.transport import Broken, Transport, ssl_context
@@ -27,11 +28,15 @@ from lora_sidecar.engines.vouch import vouched
 from lora_sidecar.model import (
     Accepted,
     Adapter,
+    Answer,
     Failure,
     FailureKind,
+    NoAnswer,
     Observation,
     Observed,
+    Pulse,
     Reason,
+    Unfit,
     Wakefulness,
     Withheld,
 )
@@ -57,6 +62,7 @@ class Sglang:
         self._base_model = server.base_model
         self._now = now
         self._info: ServerInfo | None = None
+        self._meter = PulseMeter(now)
         self.apply(config)
 
     def apply(self, config: Config) -> None:
@@ -75,6 +81,25 @@ class Sglang:
     def alarm(self, ended: Callable[[], None]) -> None:
         """See `engines.Engine.alarm`."""
         self._sentinel.tell(ended)
+
+    @property
+    def pulse(self) -> Pulse:
+        """See `engines.Engine.pulse`."""
+        return self._meter.pulse
+
+    async def halted(self) -> bool:
+        """See `engines.Engine.halted`. A paused server answers 503 on `/ready`; released memory it does not tell."""
+        return self._info is None or self._info.memory_saver
+
+    async def unfit(self, busy_above: int) -> Unfit | None:
+        """See `engines.Engine.unfit`. Always: what SGLang's log-probabilities prove was never tried."""
+        del busy_above
+        return Unfit(obstacle="proof by inference is for vLLM alone")
+
+    async def ask(self, model: str, prompt: str, deadline: float | None) -> Answer:
+        """See `engines.Engine.ask`."""
+        del model, prompt, deadline
+        return NoAnswer("proof by inference is for vLLM alone")
 
     async def quiet_since(self, oldest: float) -> float | None:
         """See `engines.Engine.quiet_since`. Never: SGLang serves its metrics only if it was told to."""
@@ -124,7 +149,9 @@ class Sglang:
                 " start one server for each replica",
             )
         body = msgspec.json.encode({"lora_name": adapter.name, "lora_path": adapter.path})
-        reply = await self._admin.post(_LOAD, body, self._load_timeout)
+        with self._meter.errand() as errand:
+            reply = await self._admin.post(_LOAD, body, self._load_timeout)
+            note(errand, reply)
         if isinstance(reply, Broken):
             return unanswered(reply)
         return kept(classify_load(reply.status, reply.body), reply)

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from lora_sidecar.config import Config, ServerConfig
 from lora_sidecar.engines.answers import absent_base, kept, refusal, unanswered, unknown, unlisted
+from lora_sidecar.engines.pulse import PulseMeter, note
 from lora_sidecar.engines.sentinel import Sentinel
 from lora_sidecar.engines.transport import Broken, Reply, Transport
 from lora_sidecar.engines.vllm_wire import (
@@ -28,19 +29,27 @@ from lora_sidecar.engines.vllm_wire import (
     Vitals,
     classify_load,
     classify_unload,
+    decode_completion,
+    decode_is_paused,
     decode_is_sleeping,
     decode_metrics,
+    decode_version,
     error_text,
     is_route_absent,
+    sentence,
 )
 from lora_sidecar.engines.vouch import vouched
 from lora_sidecar.model import (
     Accepted,
     Adapter,
+    Answer,
     Failure,
+    NoAnswer,
     Observation,
     Observed,
+    Pulse,
     Reason,
+    Unfit,
     Unknown,
     Wakefulness,
     Withheld,
@@ -49,6 +58,9 @@ from lora_sidecar.model import (
 _LOAD: Final = "/v1/load_lora_adapter"
 _UNLOAD: Final = "/v1/unload_lora_adapter"
 _UNLOAD_DEADLINE: Final = 30.0
+_COMPLETIONS: Final = "/v1/completions"
+_TOP: Final = 5
+"""Likeliest tokens whose log-probabilities are asked for; vLLM allows 20 unless told otherwise."""
 
 
 class Vllm:
@@ -62,6 +74,7 @@ class Vllm:
         self._base_model = server.base_model
         self._now = now
         self._cannot_sleep_in: int | None = None
+        self._meter = PulseMeter(now)
         self._listings = Listings()
         self._sleepless = False
         self._quiet_at = float("-inf")
@@ -72,6 +85,7 @@ class Vllm:
         self._probe_timeout = config.heartbeat.probe_timeout
         self._list_timeout = config.heartbeat.list_timeout
         self._load_timeout = config.restore.timeout
+        self._hung_after = config.server_health.hung_after
         for server in config.servers:
             if server.name == self._name:
                 self._base_model = server.base_model
@@ -80,6 +94,48 @@ class Vllm:
         """Close the connections."""
         await self._sentinel.close()
         await self._transport.close()
+
+    @property
+    def pulse(self) -> Pulse:
+        """See `engines.Engine.pulse`."""
+        return self._meter.pulse
+
+    async def halted(self) -> bool:
+        """See `engines.Engine.halted`; a pause shows only on `/is_paused` (0.12 to 0.15, later in developer mode)."""
+        _, halted = await self._standing()
+        return halted
+
+    async def unfit(self, busy_above: int) -> Unfit | None:
+        """See `engines.Engine.unfit`; `vllm:num_requests_running` and `_waiting` on `/metrics` tell."""
+        vitals, halted = await self._standing()
+        if halted:
+            return Unfit(halted=True)
+        if vitals.requests is None:
+            return Unfit(obstacle="the server's /metrics does not say how many requests it has")
+        return Unfit() if vitals.requests > busy_above else None
+
+    async def ask(self, model: str, prompt: str, deadline: float | None) -> Answer:
+        """See `engines.Engine.ask`."""
+        body = msgspec.json.encode(
+            {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": _TOP}
+        )
+        if deadline is not None:
+            return _answer(await self._transport.post(_COMPLETIONS, body, deadline))
+        with self._meter.errand() as errand:
+            reply = await self._transport.post(_COMPLETIONS, body, 2 * self._hung_after)
+            note(errand, reply)
+        return _answer(reply)
+
+    async def _standing(self) -> tuple[Vitals, bool]:
+        """What the metrics tell, and whether the engine sleeps or is paused."""
+        vitals, sleeping, paused = await asyncio.gather(
+            self._vitals(),
+            self._transport.get("/is_sleeping", self._probe_timeout),
+            self._transport.get("/is_paused", self._probe_timeout),
+        )
+        asleep = isinstance(sleeping, Reply) and sleeping.ok and decode_is_sleeping(sleeping.body)
+        halted = isinstance(paused, Reply) and paused.ok and decode_is_paused(paused.body)
+        return vitals, vitals.awake is False or bool(asleep) or bool(halted)
 
     def alarm(self, ended: Callable[[], None]) -> None:
         """See `engines.Engine.alarm`."""
@@ -103,8 +159,8 @@ class Vllm:
                 return listing
             if _same(listing, trusted) and self._transport.retries == retries:
                 return replace(trusted, at=at)
-        vitals, runtime_loading, sleepless = await asyncio.gather(
-            self._vitals(), self._has_load_route(), self._has_no_sleep_route()
+        vitals, runtime_loading, sleepless, version = await asyncio.gather(
+            self._vitals(), self._has_load_route(), self._has_no_sleep_route(), self._version()
         )
         self._sleepless = sleepless and vitals.awake is not False
         at = self._now()
@@ -112,7 +168,13 @@ class Vllm:
         if isinstance(listing, Unknown):
             return listing
         return Observed(
-            at, listing.bases, listing.adapters, vitals.start_time, runtime_loading, resolves_paths=listing.rust
+            at,
+            listing.bases,
+            listing.adapters,
+            vitals.start_time,
+            runtime_loading,
+            version,
+            resolves_paths=listing.rust,
         )
 
     async def load(self, adapter: Adapter, incarnation: int) -> Accepted | Failure | Withheld:
@@ -123,7 +185,9 @@ class Vllm:
         body: dict[str, str | bool] = {"lora_name": adapter.name, "lora_path": adapter.path}
         if adapter.is_3d_lora_weight:
             body["is_3d_lora_weight"] = True
-        reply = await self._transport.post(_LOAD, msgspec.json.encode(body), self._load_timeout)
+        with self._meter.errand() as errand:
+            reply = await self._transport.post(_LOAD, msgspec.json.encode(body), self._load_timeout)
+            note(errand, reply)
         if isinstance(reply, Broken):
             return unanswered(reply)
         return kept(classify_load(reply.status, reply.body), reply)
@@ -185,6 +249,10 @@ class Vllm:
         reply = await self._transport.get("/is_sleeping", self._probe_timeout)
         return isinstance(reply, Reply) and is_route_absent(reply.status, reply.body)
 
+    async def _version(self) -> str | None:
+        reply = await self._transport.get("/version", self._probe_timeout)
+        return decode_version(reply.body) if isinstance(reply, Reply) and reply.ok else None
+
     async def _has_load_route(self) -> bool | None:
         """Whether adapters can be loaded at run time: asked with a GET, the route of a POST answers 405."""
         reply = await self._transport.get(_LOAD, self._probe_timeout)
@@ -224,3 +292,9 @@ def _same(listing: Listing, trusted: Observed) -> bool:
     return (listing.adapters is trusted.adapters or listing.adapters == trusted.adapters) and (
         listing.bases == trusted.bases
     )
+
+
+def _answer(reply: Reply | Broken) -> Answer:
+    if isinstance(reply, Broken):
+        return NoAnswer(sentence(f"{reply.reason.value}: {reply.detail}"))
+    return decode_completion(reply.status, reply.body)

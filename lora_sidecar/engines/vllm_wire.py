@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from lora_sidecar.model import Accepted, BaseModel, Failure, FailureKind, Listed
+from lora_sidecar.model import Accepted, Answer, BaseModel, Failure, FailureKind, Listed, NoAnswer, Said
 
 MESSAGE_LIMIT = 400
 """Characters that are kept of a server's sentence."""
@@ -169,6 +169,52 @@ def decode_is_sleeping(body: bytes) -> bool | None:
             return asleep
         case _:
             return None
+
+
+def decode_version(body: bytes) -> str | None:
+    """Read `/version`; None for anything else than its answer."""
+    match _decoded(body):
+        case {"version": str(version)}:
+            return sentence(version)
+        case _:
+            return None
+
+
+def decode_is_paused(body: bytes) -> bool | None:
+    """Read `/is_paused`, beside `/pause` and `/resume`; None for anything else than its answer."""
+    match _decoded(body):
+        case {"is_paused": bool(paused)}:
+            return paused
+        case _:
+            return None
+
+
+class _Logprobs(Struct):
+    top_logprobs: list[dict[str, float]]
+
+
+class _Choice(Struct):
+    logprobs: _Logprobs
+
+
+class _Completion(Struct):
+    choices: list[_Choice]
+
+
+_COMPLETION = msgspec.json.Decoder(_Completion)
+
+
+def decode_completion(status: int, body: bytes) -> Answer:
+    """Read the log-probabilities of the first token out of `/v1/completions`."""
+    if status != 200:  # noqa: PLR2004 - the status is the point
+        return NoAnswer(_named(status, _message(body)), status)
+    try:
+        decoded = _COMPLETION.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        return NoAnswer(f"not a completion with log-probabilities: {sentence(str(error))}", status)
+    if not decoded.choices or not decoded.choices[0].logprobs.top_logprobs:
+        return NoAnswer("a completion without log-probabilities", status)
+    return Said(tuple(sorted(decoded.choices[0].logprobs.top_logprobs[0].items())))
 
 
 def is_route_absent(status: int, body: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""The ops port: `/livez`, `/readyz`, `/metrics`, `/status` and the page at `/`.
+"""The ops port: `/livez`, `/readyz`, `/serverz/NAME`, `/metrics`, `/status` and the page at `/`.
 
 The trap guarded against is a health answer that proves nothing. Liveness says that heartbeats come to their end, and
 nothing about the server, for a restart of this container mends no server. Readiness says that every required adapter is
@@ -20,6 +20,7 @@ from lora_sidecar.config_values import Fault, split_bind
 from lora_sidecar.errors import SidecarError
 from lora_sidecar.ops.metrics import Metrics
 from lora_sidecar.ops.page import HEADERS, page
+from lora_sidecar.ops.serverz import serverz
 from lora_sidecar.ops.status import BadQueryError, document, encoded, read_query
 from lora_sidecar.ops.timeline import read_window
 from lora_sidecar.status import Board, ServerStatus, Snapshot, not_live, not_ready
@@ -62,6 +63,7 @@ class OpsServer:
                 web.get("/livez", self._livez),
                 web.get("/readyz", self._readyz),
                 web.get("/metrics", self._scrape),
+                serverz(self._board, self._now, self._liveness),
                 web.get("/status", self._status),
                 web.get("/", self._page),
             ]

@@ -544,6 +544,30 @@ async def test_completion_of_base_and_adapter(api: Api, folders: Folders, name: 
     assert base.json()["usage"]["completion_tokens"] == 2
 
 
+async def test_log_probabilities_of_one_token(api: Api, folders: Folders, name: str) -> None:
+    """One token with its likeliest alternatives, to many digits: the same twice, and others for an adapter."""
+    assert (await api.load(name, folders.whole)).status == 200
+    body = {"prompt": "The capital of", "max_tokens": 1, "temperature": 0, "logprobs": 5}
+    replies = [
+        await api.ask("POST", "/v1/completions", body=body | {"model": model}) for model in ("base", "base", name)
+    ]
+    assert [reply.status for reply in replies] == [200, 200, 200]
+    first, again, adapter = (reply.json()["choices"][0]["logprobs"] for reply in replies)
+    assert sorted(first) == ["text_offset", "token_logprobs", "tokens", "top_logprobs"]
+    assert (len(first["top_logprobs"]), len(first["token_logprobs"]), len(first["tokens"])) == (1, 1, 1)
+    assert first["top_logprobs"][0][first["tokens"][0]] == first["token_logprobs"][0] < 0
+    assert first["top_logprobs"] == again["top_logprobs"]
+    assert first["top_logprobs"] != adapter["top_logprobs"]
+
+
+async def test_requests_under_way_are_told(api: Api) -> None:
+    """/metrics has how many requests run and wait, both 0 on an idle server."""
+    found = re.findall(
+        r"^vllm:num_requests_(running|waiting)\{[^}]*\} (\S+)", (await api.get("/metrics")).text, re.MULTILINE
+    )
+    assert sorted(found) == [("running", "0.0"), ("waiting", "0.0")]
+
+
 async def test_completion_of_an_unloaded_adapter(api: Api, folders: Folders, name: str) -> None:
     """After an unload, a request for the adapter finds no such model."""
     assert (await api.load(name, folders.whole)).status == 200
@@ -644,6 +668,22 @@ async def test_sleeping_engine(mortal_api: Api, folders: Folders, name: str) -> 
     expect(await mortal_api.ask("POST", "/wake_up"), 200, {"status": "awake", "tags": None})
     expect(await mortal_api.get("/is_sleeping"), 200, {"is_sleeping": False})
     assert states == [("awake", "0.0"), ("weights_offloaded", "1.0"), ("discard_all", "0.0")]
+
+
+async def test_paused_engine(mortal_api: Api, folders: Folders, name: str) -> None:
+    """A paused engine holds completions and takes loads; /is_paused tells, and nothing else does."""
+    expect(await mortal_api.get("/is_paused"), 200, {"is_paused": False})
+    expect(await mortal_api.ask("POST", "/pause"), 200, {"status": "paused"})
+    try:
+        expect(await mortal_api.get("/is_paused"), 200, {"is_paused": True})
+        assert (await mortal_api.get("/health")).status == 200
+        assert 'sleep_state="awake"} 1.0' in (await mortal_api.get("/metrics")).text
+        assert (await mortal_api.load(name, folders.whole)).status == 200
+        with pytest.raises(TimeoutError):
+            await mortal_api.complete("base", within=1)
+    finally:
+        expect(await mortal_api.ask("POST", "/resume"), 200, {"status": "resumed"})
+    assert (await mortal_api.complete("base")).status == 200
 
 
 async def test_hung_engine(mortal: RunningServer, mortal_api: Api, folders: Folders, name: str) -> None:

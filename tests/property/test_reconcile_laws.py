@@ -28,7 +28,8 @@ from lora_sidecar.model import (
     Wakefulness,
     Withheld,
 )
-from lora_sidecar.reconcile import Policy, reconcile
+from lora_sidecar.policy import Policy
+from lora_sidecar.reconcile import reconcile
 from lora_sidecar.work import Attempt, Plan, Work
 from tests.support.core import BASE, World, adapter, card, declared, observed, rules, unknown
 

@@ -12,7 +12,7 @@ from msgspec import Struct
 from lora_sidecar.config import BackoffConfig
 from lora_sidecar.model import Accepted, Failure, FailureKind, Origin, Reason, Result
 from lora_sidecar.pacing import WINDOW
-from lora_sidecar.reconcile import Policy
+from lora_sidecar.policy import Policy
 from lora_sidecar.work import Plan
 from tests.support.core import World, declared, failure, rules
 

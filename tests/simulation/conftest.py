@@ -85,7 +85,15 @@ class Pod:
         clock = Clockwork(loop.time, lambda: 1.0, Inline)
         self.watch = Watch("vllm", config, self._engine, self._keeper, self.board, self._report, clock)
         await self.watch.open()
-        parts = (self.watch.run, self.watch.restorer.run, self.watch.unloader.run, self.watch.survey.run)
+        watch = self.watch
+        parts = (
+            watch.run,
+            watch.restorer.run,
+            watch.unloader.run,
+            watch.retirer.run,
+            watch.verifier.run,
+            watch.survey.run,
+        )
         self._tasks = [asyncio.create_task(part()) for part in parts]
 
     async def die(self) -> None:

@@ -25,9 +25,12 @@ from lora_sidecar.model import (
     Outcome,
     Reason,
     Result,
+    Retired,
     Unknown,
 )
-from lora_sidecar.reconcile import Policy, reconcile
+from lora_sidecar.policy import Policy
+from lora_sidecar.reconcile import reconcile
+from lora_sidecar.replacement import Rule
 from lora_sidecar.work import Condition, ConditionType, Plan, ServerState, Verdict, Work
 
 BASE = BaseModel("base", "/models/base")
@@ -45,9 +48,16 @@ def rules(
     adopt: AdoptConfig | None = None,
     backoff: BackoffConfig | None = None,
     heartbeat: HeartbeatConfig | None = None,
+    retire: Rule | None = None,
 ) -> Policy:
-    """A policy; the defaults are those of the config."""
-    return Policy(adopt or AdoptConfig(), forget, backoff or BackoffConfig(), heartbeat or HeartbeatConfig())
+    """A policy; the defaults are those of the config, but that no loaded adapter is replaced."""
+    return Policy(
+        adopt or AdoptConfig(),
+        forget,
+        backoff or BackoffConfig(),
+        heartbeat or HeartbeatConfig(),
+        retire=retire or Rule(),
+    )
 
 
 def adapter(name: str, origin: Origin = Origin.LEARNED, **fields: Any) -> Adapter:
@@ -64,7 +74,8 @@ def card(name: str, path: str | None = None, parent: str = BASE.id) -> Listed:
 def observed(at: float, *listed: str | Listed, start_time: float | None = BORN, **fields: Any) -> Observed:
     """A good listing."""
     cards = tuple(card(one) if isinstance(one, str) else one for one in listed)
-    return Observed(at, fields.pop("bases", (BASE,)), cards, start_time, fields.pop("runtime_loading", True), **fields)
+    bases, loading = fields.pop("bases", (BASE,)), fields.pop("runtime_loading", True)
+    return Observed(at, bases, cards, start_time, loading, **fields)
 
 
 def unknown(at: float, reason: Reason = Reason.REFUSED, detail: str = "it failed", hint: str = "") -> Unknown:
@@ -97,6 +108,7 @@ class World:
         self.facts: list[Fact] = []
         self.plan = Plan(known, self.work, Verdict.UNKNOWN)
         self._outcomes: list[Outcome] = []
+        self._retired: list[Retired] = []
 
     def see(self, *listed: str | Listed, after: float = BEAT, **fields: Any) -> Plan:
         """A heartbeat with a good listing, `after` seconds after the last one."""
@@ -112,7 +124,10 @@ class World:
         """One heartbeat with any observation."""
         outcomes, self._outcomes = tuple(self._outcomes), []
         clock = Clock(self.now, self.jitter)
-        self.plan = reconcile(self.desired, seen, self.work, self.policy, outcomes=outcomes, clock=clock)
+        retired, self._retired = tuple(self._retired), []
+        self.plan = reconcile(
+            self.desired, seen, self.work, self.policy, outcomes=outcomes, clock=clock, unloaded=retired
+        )
         self.desired, self.work = self.plan.desired, self.plan.work
         self.facts += self.plan.facts
         return self.plan
@@ -124,6 +139,10 @@ class World:
         number = self.desired.incarnation.number if incarnation is None else incarnation
         one = self.desired.adapters.get(name) or adapter(name)
         self._outcomes.append(Outcome(one, number, result or Accepted(), self.now + late, late))
+
+    def unloaded(self, name: str, result: Accepted | Failure | None = None) -> None:
+        """A retirement of the newest plan ended a second after the last heartbeat; well, unless `result` is given."""
+        self._retired.append(Retired(name, self.desired.incarnation.number, result or Accepted(), self.now + 1.0))
 
     def restart_ourselves(self) -> None:
         """Our own process dies and comes back: only what is durable is left."""

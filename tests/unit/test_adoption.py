@@ -179,7 +179,7 @@ def test_declared_path_is_never_followed_and_the_difference_is_said() -> None:
     assert world.restores == []
     differs = world.condition(ConditionType.ADAPTER_PATH_DIFFERS)
     assert differs is not None
-    assert differs.message == "a: listed with another path than the configured /adapters/a"
+    assert differs.message == "a: listed with another path than the configured /adapters/a; policy.replace is never"
     world.see()
     world.see()
     assert [one.path for one in world.plan.restores] == ["/adapters/a"]

@@ -267,8 +267,8 @@ def test_lines_are_counted_as_editors_count_them(end: str) -> None:
         ),
         pytest.param("ops: {zzz: 1}\n", [(2, "ops.zzz", "known here: bind")], id="unknown"),
         pytest.param('"a\\u001b b": 1\n', [(2, '"a\\u001b b"', "is not a known key")], id="odd-key"),
-        pytest.param("policy: {prune: true}\n", [(2, "policy.prune", "is not a known key")], id="prune-not-yet"),
-        pytest.param("policy: {replace: safe}\n", [(2, "policy.replace", "is not a known key")], id="replace-not-yet"),
+        pytest.param("policy: {replace: yes}\n", [(2, "policy.replace", "is the boolean true")], id="replace-by-yes"),
+        pytest.param("policy: {replace: soon}\n", [(2, "policy.replace", "never, safe")], id="replace-soon"),
         pytest.param("policy:\nlog: {}\n", [(2, "policy", "is empty, which YAML reads as null")], id="empty-section"),
         pytest.param(
             "policy: 3\n", [(2, "policy", "must be a mapping of keys, is the number 3")], id="number-as-section"

@@ -10,7 +10,8 @@ from lora_sidecar.config import (
 )
 from lora_sidecar.events import Event
 from lora_sidecar.model import BaseModel, FailureKind, Origin
-from lora_sidecar.reconcile import Policy
+from lora_sidecar.policy import Policy
+from lora_sidecar.replacement import Rule
 from lora_sidecar.work import ConditionType, Verdict
 from tests.support.core import BASE, World, adapter, card, declared, desired, failure, rules
 
@@ -100,7 +101,7 @@ def test_policy_is_what_the_config_says() -> None:
     """Each part of the config that reconcile goes by reaches it."""
     config = Config(
         servers=(),
-        policy=PolicyConfig(adopt=AdoptConfig(max=7), on_external_unload="restore"),
+        policy=PolicyConfig(adopt=AdoptConfig(max=7), on_external_unload="restore", replace="always", prune=True),
         heartbeat=HeartbeatConfig(interval=9.0),
         restore=RestoreConfig(backoff=BackoffConfig(initial=3.0)),
     )
@@ -110,8 +111,9 @@ def test_policy_is_what_the_config_says() -> None:
         forget_unloaded=False,
         backoff=BackoffConfig(initial=3.0),
         heartbeat=HeartbeatConfig(interval=9.0),
+        retire=Rule("always", prune=True, declares=False),
     )
-    assert Policy.of(Config(servers=())) == rules()
+    assert Policy.of(Config(servers=())) == rules(retire=Rule("safe", declares=False))
 
 
 def test_plan_names_its_life_and_its_listing() -> None:

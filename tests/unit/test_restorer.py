@@ -7,7 +7,19 @@ from contextlib import asynccontextmanager
 import pytest
 
 from lora_sidecar.config import Config
-from lora_sidecar.model import Accepted, Adapter, Failure, FailureKind, Incarnation, Observation, Observed, Result
+from lora_sidecar.model import (
+    Accepted,
+    Adapter,
+    Answer,
+    Failure,
+    FailureKind,
+    Incarnation,
+    Observation,
+    Observed,
+    Pulse,
+    Result,
+    Unfit,
+)
 from lora_sidecar.restorer import Restorer
 from lora_sidecar.work import Plan, Recovery, Verdict, Work
 from tests.support.core import adapter, desired
@@ -52,6 +64,23 @@ class Slow:
         """Quiet right now, or not."""
         del oldest
         return None if self.busy else asyncio.get_running_loop().time()
+
+    @property
+    def pulse(self) -> Pulse:
+        """See `Engine`."""
+        raise NotImplementedError
+
+    async def halted(self) -> bool:
+        """See `Engine`."""
+        raise NotImplementedError
+
+    async def unfit(self, busy_above: int) -> Unfit | None:
+        """See `Engine`."""
+        raise NotImplementedError
+
+    async def ask(self, model: str, prompt: str, deadline: float | None) -> Answer:
+        """See `Engine`."""
+        raise NotImplementedError
 
     async def unload(self, name: str) -> Accepted | Failure:
         """See `Engine`."""

@@ -1,0 +1,41 @@
+"""Examines the server's health at every heartbeat, for its watch.
+
+The trap guarded against is a sleeping or paused engine taken for a hung one: it answers as little. It is asked, but
+only when it has been silent for long, since the question costs the server more than a heartbeat does.
+"""
+
+from __future__ import annotations
+
+from lora_sidecar.conditions import transitions
+from lora_sidecar.config import ServerHealthConfig
+from lora_sidecar.engines import Engine
+from lora_sidecar.events import Fact
+from lora_sidecar.health import Health, conditions_of, examine, failing, suspects_hang
+from lora_sidecar.work import Condition, ServerState
+
+
+class Vitals:
+    """The health of one server."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._health = Health()
+
+    async def make(self, server: ServerState, rule: ServerHealthConfig, now: float) -> tuple[Fact, ...]:
+        """Examine it after a heartbeat; the facts are the conditions that began or ceased to hold."""
+        before = self._health
+        pulse = self._engine.pulse
+        suspected = not before.hung and suspects_hang(before, server, pulse, rule, now)
+        halted = suspected and await self._engine.halted()
+        self._health = examine(before, server, pulse, rule, now, halted=halted)
+        return transitions(conditions_of(before), self.conditions)
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """The conditions that hold."""
+        return conditions_of(self._health)
+
+    @property
+    def failing(self) -> str:
+        """Why the server's container should be ended, empty if it should not be."""
+        return failing(self._health)

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from aiohttp import web
+
+from lora_sidecar.demo.fake_vllm import FakeConfig
+from lora_sidecar.events import Event
+from tests.simulation.conftest import Pod, PodMaker
+
+pytestmark = pytest.mark.looptime
+
+TWO = "adapters: [{name: one, path: /adapters/one}, {name: two, path: /adapters/two}]"
+PROBE = "verify: {by: probe, interval: 20s}\nserver_health: {hung_after: 60s}"
+COMPLETE = ("POST", "/v1/completions")
+
+
+def conditions(pod: Pod) -> dict[str, str]:
+    """The conditions that hold, type to message."""
+    return {one.type.value: one.message for status in pod.board.statuses() for one in status.conditions}
+
+
+def probes(pod: Pod) -> list[str]:
+    """The models in the completions that the server received in this life, in order."""
+    return [json.loads(request.body)["model"] for request in pod.server.requests if request[:2] == COMPLETE]
+
+
+async def proven(pod: Pod, count: int = 1) -> None:
+    """Wait until everything listed was decided so many times."""
+    await pod.until(lambda: len(pod.of(Event.VERIFICATION_COMPLETED)) >= count, 120)
+
+
+async def test_nothing_is_asked_of_the_engine_unless_it_is_wanted(make_pod: PodMaker) -> None:
+    """By default no completion is ever sent."""
+    async with make_pod(TWO) as pod:
+        await pod.until_listed("one", "two")
+        await asyncio.sleep(3600)
+        assert probes(pod) == []
+
+
+async def test_every_adapter_is_proven_after_a_restore_and_then_in_turn(make_pod: PodMaker) -> None:
+    """Quickly once, each after the base model; then one adapter every interval, round and round."""
+    async with make_pod(TWO, PROBE) as pod:
+        await pod.until_listed("one", "two")
+        await proven(pod)
+        assert probes(pod) == ["base", "one", "base", "two"]
+        assert pod.of(Event.VERIFICATION_COMPLETED)[0].fields["proven"] == 2
+        began = len(probes(pod))
+        took = await pod.until(lambda: len(probes(pod)) >= began + 8, 2000)
+        # Never quicker; slower at times, since virtual time goes on while a real socket is waited for.
+        assert took >= 3 * 20
+        later = probes(pod)[began:]
+        assert min(later.count("one"), later.count("two")) >= 1
+        assert later[0] == "base"
+        assert later.count("base") >= later.count("one") + later.count("two")
+        await pod.server.restart()
+        await pod.until_listed("one", "two")
+        await proven(pod, 2)
+
+
+async def test_a_listed_adapter_that_answers_nothing_is_named(make_pod: PodMaker) -> None:
+    """AdapterDead names it with what the server said, and only it; cleared when it answers again."""
+
+    async def dead(request: web.Request) -> web.StreamResponse:
+        if (await request.json())["model"] == "two":
+            return web.json_response({"error": {"message": "its weights are gone"}}, status=500)
+        answer: web.StreamResponse = await pod.server.routes._complete(request)
+        return answer
+
+    async with make_pod(TWO, PROBE) as pod:
+        pod.server.override(*COMPLETE, dead, times=None)
+        await pod.until(lambda: "AdapterDead" in conditions(pod), 60)
+        assert conditions(pod)["AdapterDead"] == "two: its weights are gone"
+        assert pod.status.failing == ""
+        pod.server.behave()
+        await pod.until(lambda: "AdapterDead" not in conditions(pod), 60)
+
+
+async def test_an_adapter_that_is_listed_and_not_applied_is_named(make_pod: PodMaker) -> None:
+    """After a wake-up it answers with the base model's numbers: named after three prompts, and cleared by a reload."""
+    async with make_pod(TWO, PROBE, FakeConfig(check_files=False, dev_mode=True, gpu=True)) as pod:
+        await pod.until_listed("one", "two")
+        await proven(pod)
+        pod.server.asleep = 1
+        before = len(probes(pod))
+        await asyncio.sleep(120)
+        assert len(probes(pod)) == before
+        pod.server.engine.unapplied.add("/adapters/two")
+        pod.server.asleep = None
+        await pod.until(lambda: "AdapterNotApplied" in conditions(pod), 120)
+        assert conditions(pod)["AdapterNotApplied"].startswith("two: ")
+        pod.server.engine.unapplied.clear()
+        await pod.until(lambda: "AdapterNotApplied" not in conditions(pod), 60)
+
+
+async def test_a_busy_engine_is_not_probed(make_pod: PodMaker) -> None:
+    """With more requests than the limit under way no probe is sent; when they are done it begins."""
+    async with make_pod(TWO, PROBE) as pod:
+        pod.server.engine.requests = 5
+        await pod.until_listed("one", "two")
+        await asyncio.sleep(300)
+        assert probes(pod) == []
+        pod.server.engine.requests = 4
+        await proven(pod)
+
+
+async def test_a_server_that_does_not_tell_its_requests_is_not_probed(make_pod: PodMaker) -> None:
+    """What is not known to be idle is left alone, and a condition says why nothing is proven."""
+    async with make_pod(TWO, PROBE) as pod:
+        pod.server.override("GET", "/metrics", lambda _: asyncio.sleep(0, web.Response(status=404)), times=None)
+        await pod.until(lambda: "VerificationWithheld" in conditions(pod), 60)
+        assert probes(pod) == []
+
+
+async def test_a_hung_engine_is_found_by_a_probe(make_pod: PodMaker) -> None:
+    """With nothing to load a probe finds it: ServerHung, nobody blamed, and all well again when it goes on."""
+    async with make_pod(TWO, PROBE) as pod:
+        await pod.until_listed("one", "two")
+        await proven(pod)
+        pod.server.hung = True
+        await pod.until(lambda: "ServerHung" in conditions(pod), 100)
+        assert set(conditions(pod)) == {"ServerHung"}
+        await asyncio.sleep(300)
+        assert set(conditions(pod)) == {"ServerHung"}
+        assert pod.status.failing
+        pod.server.hung = False
+        await pod.until(lambda: conditions(pod) == {}, 30)
+
+
+async def test_an_adapter_whose_folder_is_gone_is_not_asked_for(make_pod: PodMaker, tmp_path_factory: object) -> None:
+    """A probe of an evicted adapter without files would kill the engine: what is seen to be gone is left out."""
+    assert isinstance(tmp_path_factory, pytest.TempPathFactory)
+    folder = tmp_path_factory.mktemp("adapters")
+    (folder / "here").mkdir()
+    (folder / "here" / "adapter_config.json").write_text("{}")
+    adapters = f"adapters: [{{name: here, path: {folder}/here}}, {{name: gone, path: {folder}/gone}}]"
+    async with make_pod(adapters, PROBE) as pod:
+        await pod.until_listed("here", "gone")
+        await asyncio.sleep(200)
+        assert "here" in probes(pod)
+        assert "gone" not in probes(pod)
