@@ -107,6 +107,7 @@ class Sidecar:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.watch.run())
             group.create_task(self.watch.restorer.run())
+            group.create_task(self.watch.unloader.run())
 
     def _report(self, *facts: Fact) -> None:
         self.board.note("vllm", self._world.now, facts)
