@@ -73,8 +73,8 @@ def test_any_listing_is_one_or_is_named(body: bytes) -> None:
     """A body is a listing with texts in it, or a reason that fits on a line."""
     match decode_listing(body):
         case Listing(bases, adapters):
-            assert all(isinstance(base.id, str) and isinstance(base.root, str) for base in bases)
-            assert all(isinstance(one.name, str) and isinstance(one.path, str) for one in adapters)
+            assert {type(text) for base in bases for text in (base.id, base.root)} <= {str}
+            assert {type(text) for one in adapters for text in (one.name, one.path, one.parent)} <= {str}
             assert len({one.name for one in adapters}) == len(adapters)
         case BadListing(why):
             assert why
@@ -107,7 +107,7 @@ def test_any_refusal_has_a_kind_and_a_sentence(status: int, body: bytes) -> None
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_answer_is_read_soon_and_leaves_nothing(name: str) -> None:
-    """Within a second, and with memory in proportion to the body, which the transport caps."""
+    """Within seconds, and with memory in proportion to the body, which the transport caps."""
     body = HOSTILE[name]
     tracemalloc.start()
     began = time.process_time()

@@ -28,6 +28,7 @@ class Calm:
 
     def __init__(self, world: World) -> None:
         self._world = world
+        self._began = world.now
 
     async def settle(self) -> bool:
         """End every fault; whether what is desired is listed within a bounded time, and nothing is done after that."""
@@ -49,6 +50,7 @@ class Calm:
         world.start_sidecar()
         began = world.now
         bound = self._bound()
+        self._began = began
         why = "trouble has only just ended"
         while why and world.now - began < bound:
             if not await world.let_pass(0.25):
@@ -76,6 +78,8 @@ class Calm:
             return "the sidecar has not completed a heartbeat"
         if status.work.server.phase is not Phase.UP:
             return f"the server is {status.work.server.phase}: {status.work.server.detail}"
+        if status.work.last is None or status.work.last.at <= max(self._began, world.server.born_at):
+            return "there is no listing since then"
         if world.server.life is not None and world.server.life.loads:
             return "a load is under way"
         known = () if status.work.last is None else {card.name for card in status.work.last.adapters}
