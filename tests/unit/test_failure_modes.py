@@ -11,12 +11,8 @@ from lora_sidecar.work import ConditionType
 
 ROOT = Path(__file__).parents[2]
 TABLE = (ROOT / "docs/failure-modes.md").read_text()
-ROWS = {
-    cells[0]: cells
-    for line in TABLE.splitlines()
-    if re.match(r"\| [A-F]\d", line)
-    for cells in [line[2:-2].split(" | ")]
-}
+LINES = [line[2:-2].split(" | ") for line in TABLE.splitlines() if re.match(r"\| [A-F]\d", line)]
+ROWS = {cells[0]: cells for cells in LINES}
 KNOWN = {"A": 12, "B": 19, "C": 18, "D": 19, "E": 10, "F": 13}
 """How many faults of each part are known: the numbers go from 1 to these, and may go further."""
 
