@@ -153,6 +153,10 @@ class Server:
         """The life that gave the last listing."""
         return self._known[self.told[-1].life]
 
+    def born(self, start_time: float | None) -> list[Life]:
+        """The life with this start time, which may be over."""
+        return [life for life in self._known.values() if life.routes.start_time == start_time]
+
     def freeze(self) -> None:
         """Stop the process."""
         self._thawed.clear()

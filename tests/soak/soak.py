@@ -159,7 +159,7 @@ class Soak:
 
         async def look() -> bool:
             status = (await self.sidecar.get("/status")).json()
-            return {one["name"] for one in status["servers"][0]["adapters"]} == self.expected
+            return {one["name"] for one in status["adapters"]["items"]} == self.expected
 
         await eventually(look, f"the sidecar remembers {sorted(self.expected)}", 30.0)
 
