@@ -13,6 +13,7 @@ VLLM_ENV ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lora-sidecar/vllm-0.32.0
 WORKERS ?= 2
 SEEDS ?= 2000
 FIRST ?= 0
+MINUTES ?= 5
 # One server at a time, shared by the tests of a suite: each takes a minute to start, and 3 GB.
 REAL = -m vllm -p no:xdist -p no:randomly --durations=5
 # These need more than Python: `make test-vllm`, `make check-kubernetes`, `make check-image`.
@@ -22,7 +23,7 @@ PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: demo test simulate lint types contracts tests check-ops ops-tools check-kubernetes check-image image-tools \
+.PHONY: demo test simulate soak lint types contracts tests check-ops ops-tools check-kubernetes check-image image-tools \
     test-vllm bench bench-vllm plots vllm-env lock image clean
 
 demo: $(VENV)/.runtime
@@ -37,6 +38,10 @@ lint: $(VENV)/.dev
 # A long hunt through simulated worlds, on all cores: make simulate SEEDS=20000, or FIRST=1000 to begin elsewhere.
 simulate: $(VENV)/.dev
 	$(VENV)/bin/python -m tests.simulation.hunt --seeds $(SEEDS) --first $(FIRST)
+
+# One real sidecar beside a server that is hurt again and again: make soak MINUTES=30
+soak: $(VENV)/.dev
+	$(VENV)/bin/python -m tests.soak.soak --minutes $(MINUTES)
 
 types: $(VENV)/.dev
 	$(VENV)/bin/mypy

@@ -57,7 +57,10 @@ def judge(desired: Desired, work: Work, seen: Observed) -> Judgement:
         return _next(known, seen, Evidence.OUTAGE)
     if _all_gone(work.last, seen):
         return _next(known, seen, Evidence.ALL_MISSING)
-    return Judgement(_with_start_time(known, seen), restarted=False, evidence=Evidence.NONE)
+    # A start time that is first read together with an absence may be that of the next life: it proves nothing yet.
+    whole = desired.listed <= {card.name for card in seen.adapters}
+    same = _with_start_time(known, seen) if whole else known
+    return Judgement(same, restarted=False, evidence=Evidence.NONE)
 
 
 def _with_start_time(known: Incarnation, seen: Observed) -> Incarnation:

@@ -117,11 +117,12 @@ def test_dead_process_leaves_temporary_files_that_the_next_start_removes(tmp_pat
     assert temporaries(tmp_path) == [stranger.name]
 
 
-def test_killed_at_random_moments(tmp_path: Path) -> None:
+@pytest.mark.timeout(180)
+def test_killed_at_a_thousand_random_moments(tmp_path: Path) -> None:
     """A process that saves without a pause loses nothing that a save had returned for, whenever it is killed."""
     chance = random.Random(1)
     saved = 0
-    for _ in range(200):
+    for _ in range(1000):
         reader, writer = os.pipe()
 
         def save_for_ever(start: int = saved, writer: int = writer) -> None:

@@ -89,6 +89,8 @@ class RudeServer:
     def __init__(self) -> None:
         self.listed: tuple[str, ...] = ()
         self.requests: list[tuple[str, str]] = []
+        self.kept = 0
+        """How many requests asked for their connection to be kept."""
         self._behaviours: dict[str, Behaviour] = {}
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
@@ -117,6 +119,10 @@ class RudeServer:
         """Answer this path in another way."""
         self._behaviours[path] = behaviour
 
+    def behave(self, path: str) -> None:
+        """Answer this path as usual again."""
+        self._behaviours.pop(path, None)
+
     async def _accept(self, reader: asyncio.StreamReader, writer: Writer) -> None:
         task = asyncio.current_task()
         if task is not None:
@@ -130,6 +136,7 @@ class RudeServer:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         method, path, _ = head.split(" ", 2)
         self.requests.append((method, path))
+        self.kept += "connection: close" not in head.lower()
         if method == "POST":
             length = int(head.lower().split("content-length: ")[1].split("\r\n")[0])
             await reader.readexactly(length)

@@ -16,7 +16,7 @@ from lora_sidecar.model import Origin
 from lora_sidecar.pacing import LIVES, WINDOW
 from lora_sidecar.status import unready
 from lora_sidecar.suspects import DEATHS, sentence_of
-from lora_sidecar.work import ConditionType, Phase, Verdict
+from lora_sidecar.work import ConditionType, Phase, Verdict, Work
 from tests.simulation import virtual_time
 from tests.simulation.fate import NAMES, ODD_NAMES, Fate, traits_of
 from tests.simulation.oracle import ViolationError
@@ -30,6 +30,7 @@ class Calm:
 
     def __init__(self, world: World) -> None:
         self._world = world
+        self._began = world.now
 
     async def settle(self) -> bool:
         """End every fault; whether what is desired is listed within a bounded time, and nothing is done after that."""
@@ -50,6 +51,7 @@ class Calm:
             server.spawn(server.boot(1.0))
         world.start_sidecar()
         began = world.now
+        self._began = began
         why = "trouble has only just ended"
         while why and world.now - began < self._bound():
             if not await world.let_pass(0.25):
@@ -87,13 +89,8 @@ class Calm:
         status = None if world.sidecar is None else world.sidecar.board.statuses()[0]
         if status is None or not status.beats:
             return "the sidecar has not completed a heartbeat"
-        if status.work.server.phase is not Phase.UP:
-            return f"the server is {status.work.server.phase}: {status.work.server.detail}"
-        if world.server.life is not None and world.server.life.loads:
-            return "a load is under way"
-        known = () if status.work.last is None else {card.name for card in status.work.last.adapters}
-        if set(known) != world.server.adapters.keys():
-            return "the newest listing is out of date"
+        if why := self._unseen(status.work):
+            return why
         declared = {name for name, a in status.desired.adapters.items() if a.origin is Origin.DECLARED}
         if declared != world.adapters.keys():
             return "the config is not in force"
@@ -106,6 +103,19 @@ class Calm:
             return f"a recovery is not over: {status.work.recovery}"
         if any(c.type is ConditionType.CHECKPOINT_NOT_PERSISTED for c in status.conditions):
             return "the checkpoint is not written"
+        return ""
+
+    def _unseen(self, work: Work) -> str:
+        """What the sidecar cannot know yet, or does not; empty if its newest listing is up to date."""
+        server = self._world.server
+        if work.server.phase is not Phase.UP:
+            return f"the server is {work.server.phase}: {work.server.detail}"
+        if work.last is None or work.last.at <= max(self._began, server.born_at):
+            return "there is no listing since then"
+        if server.life is not None and server.life.loads:
+            return "a load is under way"
+        if {card.name for card in work.last.adapters} != server.adapters.keys():
+            return "the newest listing is out of date"
         return ""
 
     async def _stays_settled(self) -> bool:

@@ -137,12 +137,18 @@ class Oracle:
     def _forgotten(self, name: str, evidence: str) -> None:
         """Only what somebody unloaded in that very life may be forgotten."""
         self._gone.add(name)
-        unloaded = name in self._world.server.heard().unloaded
+        server = self._world.server
+        lives = [server.heard(), *server.born(self._believed())]
+        unloaded = any(name in life.unloaded for life in lives)
         if not unloaded and evidence != Evidence.NONE.value:
             self.fail(f"memory: {name} was forgotten on the evidence {evidence}, and nobody unloaded it in this life")
         if not unloaded and self._world.proves_lives:
             self.fail(f"memory: {name} was forgotten, and nobody unloaded it in this life of the server")
         self.memory.discard(name)
+
+    def _believed(self) -> float | None:
+        """The start time of the life that the sidecar believes to be the present one."""
+        return None if self.status is None else self.status.desired.incarnation.start_time
 
     def offered(self, plan: Plan, durable: bool) -> None:
         """The watch handed over a plan; `durable`: its desired is on the disk, or a condition says why not."""

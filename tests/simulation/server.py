@@ -118,6 +118,7 @@ class Server:
         self.life: Life | None = None
         self.listening = False
         self.wedged = False
+        self.born_at = 0.0
         self.runtime_loading = True
         self.load_seconds = 0.05
         self.told: list[Told] = []
@@ -125,6 +126,7 @@ class Server:
         self._rng = rng
         self._say = say
         self._lives = 0
+        self._births: set[float] = set()
         self._known: dict[int, Life] = {}
         self._ending: list[Callable[[], None]] = []
         self._thawed = asyncio.Event()
@@ -150,6 +152,10 @@ class Server:
     def heard(self) -> Life:
         """The life that gave the last listing."""
         return self._known[self.told[-1].life]
+
+    def born(self, start_time: float | None) -> list[Life]:
+        """The life with this start time, which may be over."""
+        return [life for life in self._known.values() if life.routes.start_time == start_time]
 
     def freeze(self) -> None:
         """Stop the process."""
@@ -181,7 +187,7 @@ class Server:
         model = ServedModel((self.start_with.base,), "/models/tiny", 512, 4, "0.32.0", ())
         engine = _Engine(self.shelf, gpu=True)
         engine.load_delay = self.load_seconds
-        began = round(self.wall() + self._lives / 100, 2)
+        began = self._birth()
         life = Life(self._lives, Routes(model, engine, began))
         self._known[life.number] = life
         await asyncio.sleep(seconds)
@@ -192,9 +198,17 @@ class Server:
             end()
         self._ending.clear()
         self.starting = False
-        self.life, self.listening = life, True
+        self.life, self.listening, self.born_at = life, True, self.now
         self._say("server", f"life {life.number} listens")
         self.spawn(self._watchdog(life))
+
+    def _birth(self) -> float:
+        """The start time of a new life: by the wall clock, in steps of 10 ms, and never that of another life."""
+        began = round(self.wall(), 2)
+        while began in self._births:
+            began = round(began + 0.01, 2)
+        self._births.add(began)
+        return began
 
     async def _watchdog(self, life: Life) -> None:
         """End the process some seconds after its engine died; a load in flight wedges it instead."""

@@ -120,6 +120,8 @@ class Sidecar:
             group.create_task(self.watch.run())
             group.create_task(self.watch.restorer.run())
             group.create_task(self.watch.survey.run())
+            group.create_task(self.watch.unloader.run())
+            group.create_task(self.watch.retirer.run())
 
     def _report(self, *facts: Fact) -> None:
         self.board.note("vllm", self._world.now, facts)

@@ -5,7 +5,7 @@ import pytest
 from lora_sidecar.lineage import Evidence, judge
 from lora_sidecar.model import Desired, Incarnation, Observed
 from lora_sidecar.work import ServerState, Work
-from tests.support.core import card, observed
+from tests.support.core import adapter, card, desired, observed
 
 
 def known(start_time: float | None, number: int = 3) -> Desired:
@@ -115,3 +115,11 @@ def test_start_time_is_kept_where_it_is_not_read() -> None:
     """What is known of this life stays known, and what is learned of it is added."""
     assert judge(known(7.0), work(LAST), observed(2.0, "a", start_time=None)).incarnation == Incarnation(3, 7.0)
     assert judge(known(None), work(LAST), observed(2.0, "a", start_time=8.0)).incarnation == Incarnation(3, 8.0)
+
+
+def test_start_time_that_comes_with_an_absence_proves_nothing() -> None:
+    """It may be that of a life nobody saw begin: what is missing then is forgotten with a warning, if at all."""
+    judgement = judge(desired(adapter("a"), start_time=None), work(observed(1.0, "a")), observed(2.0, start_time=9.0))
+
+    assert (judgement.restarted, judgement.evidence) == (False, Evidence.NONE)
+    assert judgement.incarnation == Incarnation(1, None)

@@ -1,0 +1,282 @@
+"""The soak: one real sidecar beside a server that is hurt again and again, for as long as one likes.
+
+The trap guarded against is a leak of a kilobyte an outage, which no short test sees. After every round of trouble there
+is a quiet moment, in which everything that was loaded has to be listed, and memory, descriptors, threads and tasks are
+read.
+
+    python -m tests.soak.soak --minutes 30
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import resource
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import aiohttp
+from msgspec import Struct
+
+from tests.support.http_client import Api
+from tests.support.servers import Kind, RunningServer, ServerSpec
+from tests.support.sidecar import Sidecar, eventually, settings
+
+_PRELUDE = """
+import asyncio
+from lora_sidecar.ops.metrics import Metrics
+text = Metrics.text
+Metrics.text = lambda self: b"tasks %d\\n" % len(asyncio.all_tasks()) + text(self)
+"""
+_ALWAYS = ("sql", "chat")
+_DECLARED: list[dict[str, Any]] = [{"name": n, "path": f"/adapters/{n}", "required": True} for n in _ALWAYS]
+_NAMES = [f"learned-{number}" for number in range(12)]
+_WARM_UP = 0.2
+_ALLOWED = 2.0
+_READINGS = 8
+
+
+class Sample(Struct, frozen=True):
+    """What the process held in one quiet moment: minutes since the start, and the least of several readings."""
+
+    minute: float
+    rss: float
+    descriptors: int
+    threads: int
+    tasks: int
+
+
+class Soak:
+    """One sidecar, one server, and what is done to them."""
+
+    def __init__(self, folder: Path, session: aiohttp.ClientSession, seed: int) -> None:
+        self.counts: Counter[str] = Counter()
+        self.samples: list[Sample] = []
+        self._chance = Random(seed)
+        self._session = session
+        self._checkpoints = folder / "checkpoints"
+        self._checkpoints.mkdir()
+        spec = ServerSpec(kind=Kind.FAKE, model=Path("/models/tiny"), fake_flags=("--no-check-files",))
+        self.server = RunningServer(spec, folder / "vllm.log")
+        beat = {"interval": "250ms", "away_interval": "50ms"}
+        self._config = settings(
+            self.server.url, self._checkpoints, _DECLARED, heartbeat=beat, log={"level": "info", "format": "json"}
+        )
+        self.sidecar = Sidecar(folder, self._config)
+        self.expected = set(_ALWAYS)
+        self._began = 0.0
+
+    @property
+    def _api(self) -> Api:
+        return Api(self._session, self.server.url)
+
+    async def run(self, minutes: float) -> None:
+        """Hurt it for so long. Raises `SidecarFailedError` where something is lost."""
+        loop = asyncio.get_running_loop()
+        self._began = loop.time()
+        self.server.start()
+        await self.server.until_ready()
+        await self.sidecar.start(prelude=_PRELUDE)
+        while loop.time() - self._began < minutes * 60:
+            for _ in range(self._chance.randrange(1, 4)):
+                name, act = self._chance.choice(list(self._acts().items()))
+                self.counts[name] += 1
+                await act()
+            await self._quiet()
+        self.sidecar.events.clear()
+        ending = await self.sidecar.terminate()
+        if ending.status:
+            raise AssertionError(f"it ended with {ending.status}")
+
+    def _acts(self) -> dict[str, Callable[[], Awaitable[None]]]:
+        return {
+            "server killed": self._kill,
+            "server killed twice in a row": self._kill_twice,
+            "server stopped and started": self._stop,
+            "engine killed": self._kill_engine,
+            "server frozen": self._freeze,
+            "adapter loaded by somebody": self._load,
+            "adapter unloaded by somebody": self._unload,
+            "config changed": self._configure,
+            "config spoiled and mended": self._spoil,
+            "scraped by many": self._scrape,
+            "garbage on the ops port": self._garbage,
+            "checkpoint's directory taken away": self._take_away,
+        }
+
+    async def _kill(self) -> None:
+        await self.server.sigkill_all()
+        await asyncio.sleep(self._chance.uniform(0.0, 1.0))
+        self.server.start()
+        await self.server.until_ready()
+
+    async def _kill_twice(self) -> None:
+        await self._kill()
+        await asyncio.sleep(self._chance.uniform(0.0, 0.1))
+        await self._kill()
+
+    async def _stop(self) -> None:
+        self.server.terminate()
+        with suppress(TimeoutError, AssertionError):
+            await self.server.ended(5.0)
+        await self._kill()
+
+    async def _kill_engine(self) -> None:
+        self.server.sigkill_engine()
+        await asyncio.sleep(self._chance.uniform(0.0, 1.0))
+        await self._kill()
+
+    async def _freeze(self) -> None:
+        self.server.stop()
+        await asyncio.sleep(self._chance.uniform(0.1, 3.0))
+        self.server.cont()
+
+    async def _load(self) -> None:
+        name = self._chance.choice(_NAMES)
+        await self._quiet(sample=False)
+        await self._api.load(name, f"/adapters/{name}")
+        self.expected.add(name)
+        await self._remembered()
+
+    async def _unload(self) -> None:
+        await self._quiet(sample=False)
+        learned = sorted(self.expected & set(_NAMES))
+        if learned:
+            name = self._chance.choice(learned)
+            await self._api.unload(name)
+            self.expected.discard(name)
+            await self._remembered()
+
+    async def _remembered(self) -> None:
+        """Wait until the sidecar knows: what happens between two heartbeats may be lost with the server."""
+
+        async def look() -> bool:
+            status = (await self.sidecar.get("/status")).json()
+            return {one["name"] for one in status["adapters"]["items"]} == self.expected
+
+        await eventually(look, f"the sidecar remembers {sorted(self.expected)}", 30.0)
+
+    async def _configure(self) -> None:
+        declared = [*_DECLARED, *([{"name": "more", "path": "/adapters/more"}] if "more" not in self.expected else [])]
+        self.sidecar.write_config(self._config | {"adapters": declared})
+        if "more" in self.expected:
+            await self._quiet(sample=False)
+            await asyncio.sleep(3.0)
+            self.expected.discard("more")
+            await self._api.unload("more")
+        else:
+            self.expected.add("more")
+
+    async def _spoil(self) -> None:
+        good = self.sidecar.config_file.read_text()
+        self.sidecar.config_file.write_text("servers: [")
+        await asyncio.sleep(2.5)
+        self.sidecar.config_file.write_text(good)
+
+    async def _scrape(self) -> None:
+        for path in ("/metrics", "/status", "/", "/livez", "/readyz?verbose"):
+            await asyncio.gather(*(self.sidecar.get(path) for _ in range(5)))
+
+    async def _garbage(self) -> None:
+        host, port = (await self.sidecar.ops_url()).removeprefix("http://").rsplit(":", 1)
+        for _ in range(10):
+            _, writer = await asyncio.open_connection(host, int(port))
+            writer.write(self._chance.randbytes(200))
+            writer.close()
+
+    async def _take_away(self) -> None:
+        aside = self._checkpoints.with_name("aside")
+        self._checkpoints.rename(aside)
+        await asyncio.sleep(self._chance.uniform(0.0, 2.0))
+        aside.rename(self._checkpoints)
+
+    async def _quiet(self, *, sample: bool = True) -> None:
+        """Wait until all is as it should be; read what the process holds then."""
+
+        async def look() -> bool:
+            listed = (await self._api.listed()).keys()
+            return listed == self.expected
+
+        await eventually(look, f"{sorted(self.expected)} is listed", 60.0)
+        if not sample:
+            return
+        await self.sidecar.answers("/readyz", 200)
+        pid = self.sidecar.pid
+        readings = []
+        for _ in range(_READINGS):
+            tasks = int((await self.sidecar.get("/metrics")).text.split()[1])
+            readings.append((_rss(pid), _entries(pid, "fd"), _entries(pid, "task"), tasks))
+            await asyncio.sleep(0.05)
+        held = [min(column) for column in zip(*readings, strict=True)]
+        minute = (asyncio.get_running_loop().time() - self._began) / 60
+        self.samples.append(Sample(minute, held[0], int(held[1]), int(held[2]), int(held[3])))
+        self.counts["recoveries"] += len(self.sidecar.named("recovery.completed"))
+        self.counts["adapters forgotten"] += len(self.sidecar.named("adapter.forgotten"))
+        # The test's own memory is not the subject, but half an hour of log is a lot of it.
+        loaded = self.sidecar.named("config.loaded")
+        del self.sidecar.events[:]
+        self.sidecar.events += loaded
+
+
+def _rss(pid: int) -> float:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def _entries(pid: int, folder: str) -> int:
+    return len(os.listdir(f"/proc/{pid}/{folder}"))  # noqa: PTH208 - names suffice
+
+
+def report(soak: Soak, minutes: float) -> tuple[str, bool]:
+    """What was seen, and whether nothing grew after the warm-up."""
+    kept = [one for one in soak.samples if one.minute >= minutes * _WARM_UP]
+    lines = ["minute  RSS MB  descriptors  threads  tasks"]
+    step = max(1, len(soak.samples) // 24)
+    lines += [
+        f"{s.minute:6.1f}  {s.rss:6.1f}  {s.descriptors:11}  {s.threads:7}  {s.tasks:5}" for s in soak.samples[::step]
+    ]
+    lines += [f"{number:6}  {what}" for what, number in sorted(soak.counts.items())]
+    if not kept:
+        return "\n".join([*lines, "no quiet moment after the warm-up"]), False
+    grown = max(one.rss for one in kept[len(kept) // 2 :]) - max(one.rss for one in kept[: len(kept) // 2 + 1])
+    steady = all(len({getattr(one, name) for one in kept}) == 1 for name in ("descriptors", "threads", "tasks"))
+    lines.append(f"RSS after the warm-up: the second half's most is {grown:+.2f} MB of the first half's")
+    lines.append("descriptors, threads and tasks: " + ("the same in every quiet moment" if steady else "NOT the same"))
+    return "\n".join(lines), grown < _ALLOWED and steady
+
+
+async def _main(minutes: float, seed: int) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        async with aiohttp.ClientSession() as session:
+            soak = Soak(Path(folder), session, seed)
+            try:
+                await soak.run(minutes)
+            finally:
+                await soak.sidecar.close()
+                await soak.server.sigkill_all()
+                told, steady = report(soak, minutes)
+                sys.stdout.write(told + "\n")
+        if soak.sidecar.stderr or soak.sidecar.strays:
+            sys.stdout.write(f"it said besides its log: {soak.sidecar.stderr}{soak.sidecar.strays}\n")
+            return 1
+    return 0 if steady else 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Soak; the exit status is 1 where something was lost or has grown."""
+    parser = argparse.ArgumentParser(description="Hurt one sidecar for a long time, and see whether it grows.")
+    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--seed", type=int, default=1)
+    asked = parser.parse_args(arguments)
+    return asyncio.run(_main(asked.minutes, asked.seed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
