@@ -18,7 +18,7 @@ from lora_sidecar.config import Config
 from lora_sidecar.engines import Engine
 from lora_sidecar.events import Fact
 from lora_sidecar.model import NoAnswer, Said
-from lora_sidecar.offload import Offloader
+from lora_sidecar.preflight import Slots
 from lora_sidecar.verification import Trial, Trials, completed, conditions_of, current, judge, next_up
 from lora_sidecar.work import Condition, Phase, Plan
 
@@ -31,14 +31,12 @@ _REFUSALS: Final = 2
 class Verifier:
     """The probes of one server. `offer` and `conditions` are for its watch, `run` is its task."""
 
-    def __init__(
-        self, engine: Engine, now: Callable[[], float], report: Callable[..., None], looker: Offloader | None = None
-    ) -> None:
-        """`report` takes facts, `looker` is where the disk is waited for."""
+    def __init__(self, engine: Engine, now: Callable[[], float], report: Callable[..., None], slots: Slots) -> None:
+        """`report` takes facts, in `slots` the disk is waited for."""
         self._engine = engine
         self._now = now
         self._report = report
-        self._looker = looker or Offloader("verify")
+        self._slots = slots
         self._plan: Plan | None = None
         self._config: Config | None = None
         self._changed = asyncio.Event()
@@ -144,8 +142,8 @@ class Verifier:
         if not folder.is_absolute():
             return False
         try:
-            return await self._looker.run(
-                lambda: folder.parent.is_dir() and not (folder / "adapter_config.json").is_file(), _LOOK_DEADLINE
+            return await self._slots.run(
+                path, lambda: folder.parent.is_dir() and not (folder / "adapter_config.json").is_file(), _LOOK_DEADLINE
             )
         except (TimeoutError, OSError):
             return True

@@ -34,6 +34,9 @@ from lora_sidecar.verifier import Verifier
 from lora_sidecar.vitals import Vitals
 from lora_sidecar.work import Around, Condition, ConditionType, Plan, ServerState, Work
 
+_SHORTEST_PAUSE = 0.001
+"""Seconds. A timer may fire a hair before its time: what was waited for is not due yet, and is waited for again."""
+
 Report = Callable[..., None]
 """Takes facts, to be logged and counted."""
 
@@ -74,7 +77,7 @@ class Watch:
         self.restorer = Restorer(engine, clock.now, self.look, self._preflight)
         self._vitals = Vitals(engine)
         self.retirer = Retirer(engine, clock.now, self.look)
-        self.verifier = Verifier(engine, clock.now, report)
+        self.verifier = Verifier(engine, clock.now, report, Slots(f"verify-{name}", clock.new_slot))
         self.unloader = Unloader(engine, clock.now, self.restorer.loading, self.look)
         self.desk = Desk(self.look)
         engine.alarm(self.look)
@@ -218,7 +221,7 @@ class Watch:
         if plan.wake_at is not None:
             due = min(due, plan.wake_at)
         try:
-            async with asyncio.timeout_at(max(due, now)):
+            async with asyncio.timeout_at(max(due, now + _SHORTEST_PAUSE)):
                 await self._look.wait()
         except TimeoutError:
             return

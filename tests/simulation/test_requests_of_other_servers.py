@@ -15,6 +15,7 @@ from lora_sidecar.status import AdapterState, adapters_of
 from tests.simulation.conftest import Pod, PodMaker
 from tests.simulation.test_requests import ask
 from tests.simulation.test_sglang import LOAD, Making, make_sglang
+from tests.support.adapters import SMALL, write_adapter
 
 __all__ = ["make_sglang"]
 
@@ -26,7 +27,7 @@ ADDED = "Success: LoRA adapter 'sql' added successfully."
 @pytest.fixture
 def link(tmp_path: Path) -> Path:
     """An adapter's folder as a symbolic link to a version of it."""
-    (tmp_path / "v1").mkdir()
+    write_adapter(tmp_path / "v1", **SMALL)
     path = tmp_path / "current"
     path.symlink_to("v1")
     return path

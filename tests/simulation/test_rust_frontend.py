@@ -13,6 +13,7 @@ from lora_sidecar.model import Origin
 from lora_sidecar.status import AdapterState, adapters_of
 from lora_sidecar.work import ConditionType
 from tests.simulation.conftest import Pod, PodMaker
+from tests.support.adapters import SMALL, write_adapter
 
 pytestmark = pytest.mark.looptime
 
@@ -20,8 +21,8 @@ pytestmark = pytest.mark.looptime
 @pytest.fixture
 def linked(tmp_path: Path) -> Path:
     """An adapter's folder as a symbolic link to a version of it."""
-    (tmp_path / "store" / "v1").mkdir(parents=True)
-    (tmp_path / "store" / "v2").mkdir()
+    write_adapter(tmp_path / "store" / "v1", **SMALL)
+    write_adapter(tmp_path / "store" / "v2", **SMALL)
     link = tmp_path / "current"
     link.symlink_to("store/v1")
     return link
@@ -76,7 +77,7 @@ async def test_a_link_that_was_swung_is_loaded_from_where_it_points(
 
 async def test_another_folder_behind_the_name_is_drift(make_pod: PodMaker, linked: Path, tmp_path: Path) -> None:
     """What somebody else loaded under a declared name is told: only our own load says what a path becomes."""
-    async with make_pod(server=rust(tmp_path)) as pod:
+    async with make_pod(settings="policy: {replace: never}", server=rust(tmp_path)) as pod:
         await pod.somebody_loads("sql", f"{tmp_path}/store/v2")
         pod.reconfigure(f"adapters: [{{name: sql, path: {linked}}}]")
         await asyncio.sleep(30)
@@ -86,7 +87,7 @@ async def test_another_folder_behind_the_name_is_drift(make_pod: PodMaker, linke
 
 async def test_a_learned_adapter_comes_back_by_its_real_path(make_pod: PodMaker, tmp_path: Path) -> None:
     """It was adopted as it was listed, and the server takes that path again."""
-    (tmp_path / "store" / "v1").mkdir(parents=True)
+    write_adapter(tmp_path / "store" / "v1", **SMALL)
     async with make_pod(server=rust(tmp_path)) as pod:
         await pod.somebody_loads("chat", f"{tmp_path}/store/v1")
         await pod.until(lambda: bool(pod.of(Event.ADAPTER_ADOPTED)), 6)

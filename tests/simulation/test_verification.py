@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 from aiohttp import web
@@ -9,6 +11,7 @@ from aiohttp import web
 from lora_sidecar.demo.fake_vllm import FakeConfig
 from lora_sidecar.events import Event
 from tests.simulation.conftest import Pod, PodMaker
+from tests.support.adapters import SMALL, write_adapter
 
 pytestmark = pytest.mark.looptime
 
@@ -129,15 +132,15 @@ async def test_a_hung_engine_is_found_by_a_probe(make_pod: PodMaker) -> None:
         await pod.until(lambda: conditions(pod) == {}, 30)
 
 
-async def test_an_adapter_whose_folder_is_gone_is_not_asked_for(make_pod: PodMaker, tmp_path_factory: object) -> None:
+async def test_an_adapter_whose_folder_is_gone_is_not_asked_for(make_pod: PodMaker, tmp_path: Path) -> None:
     """A probe of an evicted adapter without files would kill the engine: what is seen to be gone is left out."""
-    assert isinstance(tmp_path_factory, pytest.TempPathFactory)
-    folder = tmp_path_factory.mktemp("adapters")
-    (folder / "here").mkdir()
-    (folder / "here" / "adapter_config.json").write_text("{}")
-    adapters = f"adapters: [{{name: here, path: {folder}/here}}, {{name: gone, path: {folder}/gone}}]"
-    async with make_pod(adapters, PROBE) as pod:
-        await pod.until_listed("here", "gone")
+    names = ("here", "gone")
+    folders = {name: write_adapter(tmp_path / "adapters" / name, **SMALL) for name in names}
+    adapters = ", ".join(f"{{name: {name}, path: {folder}}}" for name, folder in folders.items())
+    async with make_pod(f"adapters: [{adapters}]", PROBE) as pod:
+        await pod.until_listed(*names)
+        shutil.rmtree(folders["gone"])
+        pod.server.requests.clear()
         await asyncio.sleep(200)
         assert "here" in probes(pod)
         assert "gone" not in probes(pod)

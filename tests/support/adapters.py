@@ -11,7 +11,7 @@ import random
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 MODULES = (
     "self_attn.q_proj",
@@ -63,6 +63,18 @@ def adapter_config(rank: int = 8, **changes: Any) -> dict[str, Any]:
         "use_dora": False,
         "use_rslora": False,
     } | changes
+
+
+class Size(TypedDict):
+    """How large an adapter is."""
+
+    rank: int
+    hidden: int
+    layers: int
+
+
+SMALL = Size(rank=1, hidden=8, layers=1)
+"""Enough for whoever only looks at the files."""
 
 
 def write_adapter(
