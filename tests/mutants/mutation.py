@@ -1,4 +1,5 @@
 """Runs mutmut over the pure core, and adds the mutations that it does not make itself."""
+
 from __future__ import annotations
 
 import sys
@@ -72,7 +73,10 @@ _turns = count()
 program.print_stats = now_and_then
 program.filter_mutants_with_type_checker = ill_typed
 mutators.mutation_operators[:] = [
-    *((kind, words if operator is mutators.operator_string else operator) for kind, operator in mutators.mutation_operators),
+    *(
+        (kind, words if operator is mutators.operator_string else operator)
+        for kind, operator in mutators.mutation_operators
+    ),
     (cst.If, negated),
     (cst.While, negated),
     (cst.CompIf, negated),

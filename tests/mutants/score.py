@@ -71,7 +71,9 @@ def main() -> int:
     by_module: dict[str, Counter[str]] = {}
     for path, _, status in found:
         by_module.setdefault("/".join(path.with_suffix("").parts[1:]), Counter())[status] += 1
-    print("| module | mutants | refused by the types | killed by a test | survived | score |\n|---|---|---|---|---|---|")
+    print(
+        "| module | mutants | refused by the types | killed by a test | survived | score |\n|---|---|---|---|---|---|"
+    )
     for module, counts in by_module.items():
         print(_row(f"`{module}`", counts))
     total = sum(by_module.values(), Counter())
@@ -82,7 +84,9 @@ def main() -> int:
         print(f"not explained: {one.function}\n  - {one.was}\n  + {one.now}")
     for one in (known - alive).elements():
         print(f"explained, and dead: {one.function}\n  - {one.was}\n  + {one.now}")
-    undecided = sum(count for status, count in total.items() if status in ("not checked", "check was interrupted by user"))
+    undecided = sum(
+        count for status, count in total.items() if status in ("not checked", "check was interrupted by user")
+    )
     if undecided:
         print(f"{undecided} mutants were not tried")
     return int(alive != known or undecided > 0 or _score(total) < ENOUGH)

@@ -36,9 +36,7 @@ def test_a_completion_without_numbers_is_no_answer() -> None:
     broken = vllm_wire.decode_completion(200, b'{"choices": 1}')
     assert isinstance(broken, NoAnswer)
     assert broken.status == 200
-    assert broken.message == (
-        "not a completion with log-probabilities: Expected `array`, got `int` - at `$.choices`"
-    )
+    assert broken.message == ("not a completion with log-probabilities: Expected `array`, got `int` - at `$.choices`")
 
 
 @pytest.mark.parametrize(

@@ -133,9 +133,19 @@ def test_a_policy_is_what_the_config_asks_of_that_server() -> None:
     )
     config = Config(servers=servers)
 
-    assert [Policy.of(config, name).capacity for name in ("one", "two", "three", "none", "")] == [3, 5, None, None, None]
+    assert [Policy.of(config, name).capacity for name in ("one", "two", "three", "none", "")] == [
+        3,
+        5,
+        None,
+        None,
+        None,
+    ]
     plain = Policy.of(config)
-    assert (plain.adopt, plain.backoff, plain.heartbeat) == (config.policy.adopt, config.restore.backoff, config.heartbeat)
+    assert (plain.adopt, plain.backoff, plain.heartbeat) == (
+        config.policy.adopt,
+        config.restore.backoff,
+        config.heartbeat,
+    )
     assert (plain.forget_unloaded, plain.unload_gone) == (True, False)
     assert plain.retire == Rule(config.policy.replace, prune=False, declares=False)
     asked = replace(

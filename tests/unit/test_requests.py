@@ -64,7 +64,9 @@ def answer(known: Desired, intent: Intent, seen: Observation | None = None) -> A
     return received.answer
 
 
-def went(intent: Intent, known: Desired, work: Work = UP, seen: Observation | None = None, **more: bool) -> Answer | None:
+def went(
+    intent: Intent, known: Desired, work: Work = UP, seen: Observation | None = None, **more: bool
+) -> Answer | None:
     """The answer at a heartbeat that came to these."""
     fresh = more.get("fresh", False)
     return progress(intent, Plan(known, work, Verdict.WAITING), seen or observed(AT), AT, fresh=fresh)
@@ -134,13 +136,17 @@ def test_a_load_waits_for_the_unload_of_its_name() -> None:
     assert taken(done, A).adapters == {"a": REQUESTED}
 
 
-@pytest.mark.parametrize("known", [desired(DECLARED), replace(NOTHING, withdrawn={"a": Withdrawn(DECLARED, pending=False)})])
+@pytest.mark.parametrize(
+    "known", [desired(DECLARED), replace(NOTHING, withdrawn={"a": Withdrawn(DECLARED, pending=False)})]
+)
 def test_a_declared_name_is_loaded_as_the_config_has_it(known: Desired) -> None:
     """Withdrawn or not; a slash at the end makes no other path."""
     assert taken(known, Load("a", "/adapters/a/", is_3d_lora_weight=True)).adapters == {"a": DECLARED}
 
 
-@pytest.mark.parametrize("known", [desired(DECLARED), replace(NOTHING, withdrawn={"a": Withdrawn(DECLARED, pending=False)})])
+@pytest.mark.parametrize(
+    "known", [desired(DECLARED), replace(NOTHING, withdrawn={"a": Withdrawn(DECLARED, pending=False)})]
+)
 def test_a_declared_name_with_another_path_is_refused(known: Desired) -> None:
     """The config decides, and says so."""
     received = receive(known, Load("a", "/elsewhere"), observed(AT), Phase.UP)

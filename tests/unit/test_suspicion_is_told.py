@@ -17,7 +17,11 @@ BOTH = desired(adapter("a"), adapter("b"))
 @pytest.mark.parametrize(
     ("deaths", "event", "reason"),
     [
-        (1, Event.RESTORE_SUSPECTED, "once while this adapter was being loaded; it is loaded last and alone from now on"),
+        (
+            1,
+            Event.RESTORE_SUSPECTED,
+            "once while this adapter was being loaded; it is loaded last and alone from now on",
+        ),
         (2, Event.RESTORE_QUARANTINED, "twice while this adapter was being loaded; it is held back"),
         (3, Event.RESTORE_QUARANTINED, "3 times while this adapter was being loaded; it is held back"),
     ],
