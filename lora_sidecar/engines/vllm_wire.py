@@ -346,8 +346,8 @@ def _folded(text: str) -> str:
 
 def _unframed(text: str) -> str:
     """A worker's sentence without the frame that vLLM puts around it."""
-    head, found, tail = text.partition(_FRAME)
-    return head + tail.replace(_FRAME_END, "") if found else text
+    head, _, tail = text.partition(_FRAME)
+    return head + tail.replace(_FRAME_END, "")
 
 
 def _named(status: int, text: str) -> str:

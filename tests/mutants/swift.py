@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -28,5 +29,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             function._hypothesis_internal_use_settings = quick
         elif seconds.get(item.nodeid, 0.0) > SLOW:
             slow.append(item)
+    # The process that this one is a fork of has run the tests: what it remembers would hide the mutant.
+    for name in [name for name in sys.modules if name.startswith("lora_sidecar.")]:
+        for one in vars(sys.modules[name]).values():
+            if hasattr(one, "cache_clear"):
+                one.cache_clear()
     config.hook.pytest_deselected(items=slow)
     items[:] = sorted((item for item in items if item not in slow), key=lambda item: seconds.get(item.nodeid, 0.0))

@@ -204,7 +204,7 @@ def test_a_path_is_learned_from_our_own_load() -> None:
     fresh = Attempt(ended_at=5.0, fresh=True)
     cards = [card("x"), card("a", "/real"), card("b", "/other"), card("h", "/hub")]
     seen = observed(NOW, *cards, resolves_paths=True)
-    attempts = {name: fresh for name in "xabh"}
+    attempts = dict.fromkeys("xabh", fresh)
     after = learn(known, attempts, seen)
 
     assert after.adapters == known.adapters | {"a": adapter("a", path="/link", listed_as="/real")}

@@ -513,6 +513,14 @@ def test_a_refused_load_leaves_what_was_there_before() -> None:
         assert (back.adapters, back.released, back.withdrawn) == (before.adapters, before.released, before.withdrawn)
 
 
+def test_a_refused_load_of_a_name_that_was_both_desired_and_released_leaves_it_desired() -> None:
+    """As a checkpoint may hold it."""
+    before = replace(desired(REQUESTED), released={"a": "/adapters/a"})
+    back = retract(taken(before, A), A, before)
+
+    assert (back.adapters, back.released) == (before.adapters, {})
+
+
 def test_a_refused_load_leaves_alone_what_was_decided_meanwhile() -> None:
     """Another request gave the name another path, unloaded it, or the config declares it now."""
     for meanwhile in (desired(adapter("a", Origin.REQUESTED, path="/other")), NOTHING, desired(DECLARED)):

@@ -69,9 +69,9 @@ def test_settings_that_are_left_out_follow_from_the_others() -> None:
 
 
 def test_a_tensor_of_another_model_is_named() -> None:
-    """Its inputs, its outputs or its layer; what the model's shape does not say is let pass, and what follows is not."""
+    """Its inputs, its outputs or its layer; what the shape does not say is let pass, what follows is not."""
     limits = Limits(base=shape())
-    unknown = {"x.lora_A.weight": (8, 5), "x.lora_B.weight": (1, 8)}
+    unknown = {"x.lora_A.weight": (8, 5), "x.lora_B.weight": (2, 8)}
     odd = {"base_model.model.q_proj.lora_magnitude_vector.bias": (7,), f"{LAYER}.q_proj.bias": (1, 1)}
 
     assert told(unknown | odd, limits) == []
@@ -86,8 +86,10 @@ def test_a_tensor_of_another_model_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("rank", "flag"),
-    [(1, 8), (8, 8), (9, 16), (16, 16), (17, 32), (32, 32), (33, 64), (64, 64), (65, 128), (128, 128), (129, 256)]
-    + [(256, 256), (257, 320), (320, 320), (321, 512), (512, 512), (513, 513)],
+    [
+        *((1, 8), (8, 8), (9, 16), (16, 16), (17, 32), (32, 32), (33, 64), (64, 64), (65, 128), (128, 128)),
+        *((129, 256), (256, 256), (257, 320), (320, 320), (321, 512), (512, 512), (513, 513)),
+    ],
 )
 def test_the_flag_that_takes_a_rank_is_named(rank: int, flag: int) -> None:
     """The smallest one that vLLM accepts, and the rank itself where there is none."""

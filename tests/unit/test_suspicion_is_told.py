@@ -5,7 +5,7 @@ from msgspec.structs import replace
 
 from lora_sidecar.config import BackoffConfig
 from lora_sidecar.events import Event, Level
-from lora_sidecar.model import Outcome, FailureKind, Suspect
+from lora_sidecar.model import FailureKind, Outcome, Suspect
 from lora_sidecar.suspects import accuse, convict, quarantined, sentence_of, supervise
 from lora_sidecar.work import Bar, Barred, Probation
 from tests.support.core import adapter, desired, failure

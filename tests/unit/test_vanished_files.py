@@ -46,10 +46,9 @@ def test_a_volume_that_is_away_unloads_nothing() -> None:
 
     assert to_unload(LISTED, files) == {}
     assert to_unload(LISTED, files | {"/two/c": GONE}) == {"c": "/two/c"}
-    assert to_unload({"a": "/one/a/", "b": "/one/b/"}, {"/one/a/": GONE, "/one/b/": GONE, "/one/x/": HERE}) == {
-        "a": "/one/a/",
-        "b": "/one/b/",
-    }
+    assert to_unload({"a": "/one/a/", "b": "/one/b/"}, {"/one/a/": GONE, "/one/b/": GONE}) == {}
+    apart = {"a": "/one/X", "b": "/two/X"}
+    assert to_unload(apart, {"/one/X": GONE, "/two/X": GONE}) == apart
 
 
 def test_a_missing_adapter_without_files_is_not_sent() -> None:

@@ -29,7 +29,10 @@ DEAD = failure(FailureKind.ENGINE, "dead", 500)
 POLICY = Policy(AdoptConfig(), forget_unloaded=True, backoff=RULE, heartbeat=HeartbeatConfig())
 
 
-def sent(work: Work = Work(), **more: object) -> tuple[list[str], float | None]:
+NONE = Work()
+
+
+def sent(work: Work = NONE, **more: object) -> tuple[list[str], float | None]:
     """The names of the loads that are due, and when something more is."""
     known = desired(*map(adapter, "abc"))
     seen = more.get("seen", observed(NOW))

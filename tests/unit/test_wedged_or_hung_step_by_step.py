@@ -34,8 +34,12 @@ UP = ServerState(Phase.UP, last_good=1.0)
 DOWN = ServerState(Phase.DOWN, reason=Reason.REFUSED, last_good=1.0)
 
 
+QUIET = Pulse()
+WELL = Health()
+
+
 def looked(
-    before: Health, server: ServerState, pulse: Pulse = Pulse(), now: float = NOW, *, halted: bool = False
+    before: Health, server: ServerState, pulse: Pulse = QUIET, now: float = NOW, *, halted: bool = False
 ) -> Health:
     """The health after one more heartbeat."""
     return examine(before, server, pulse, HEALTH, now, halted=halted)
@@ -46,7 +50,7 @@ def test_silence_is_counted_from_what_is_owed_answered_or_slept() -> None:
     hung = HEALTH.hung_after
     owed = Pulse(open_since=NOW - hung, owed_since=NOW - hung)
 
-    def hangs(pulse: Pulse, before: Health = Health(), server: ServerState = UP) -> bool:
+    def hangs(pulse: Pulse, before: Health = WELL, server: ServerState = UP) -> bool:
         return suspects_hang(before, server, pulse, HEALTH, NOW)
 
     assert hangs(owed)
