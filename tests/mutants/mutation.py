@@ -88,7 +88,7 @@ def specific_first(runner: PytestRunner, *, mutant_name: str | None, tests: Iter
     if not ordered:
         return run_tests(runner, mutant_name=mutant_name, tests=ordered)
     for some in (ordered[:FIRST], ordered[FIRST:]):
-        code = run_tests(runner, mutant_name=mutant_name, tests=some) if some else NOTHING_LEFT
+        code: int = run_tests(runner, mutant_name=mutant_name, tests=some) if some else NOTHING_LEFT
         if code not in (0, NOTHING_LEFT):
             return code
     return 0

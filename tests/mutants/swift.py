@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from hypothesis import Phase, settings
@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     seconds = json.loads(record.read_text())["duration_by_test"] if record.exists() else {}
     slow = []
     for item in items:
-        function = getattr(item, "function", None)
+        function: Any = getattr(item, "function", None)
         mine = getattr(function, "_hypothesis_internal_use_settings", None)
         if mine is not None:
             examples = min(EXAMPLES, mine.max_examples)

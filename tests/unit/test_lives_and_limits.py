@@ -207,7 +207,7 @@ def test_a_path_is_learned_from_our_own_load() -> None:
     attempts = dict.fromkeys("xabh", fresh)
     after = learn(known, attempts, seen)
 
-    assert after.adapters == known.adapters | {"a": adapter("a", path="/link", listed_as="/real")}
+    assert after.adapters == {**known.adapters, "a": adapter("a", path="/link", listed_as="/real")}
     assert learn(after, attempts, seen) is after
     assert learn(known, attempts, observed(NOW, *cards)) is known
     for one in (replace(fresh, fresh=False), replace(fresh, ended_at=NOW + 1)):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ def shape(**fields: Any) -> BaseShape | None:
     return base_shape(json.dumps(config).encode())
 
 
-def told(tensors: dict[str, tuple[int, ...]], limits: Limits, config: dict[str, Any] | None = None) -> list[str]:
+def told(tensors: Mapping[str, tuple[int, ...]], limits: Limits, config: dict[str, Any] | None = None) -> list[str]:
     """What is wrong with an adapter of these tensors."""
     at, header = 0, {}
     for name, dimensions in tensors.items():
