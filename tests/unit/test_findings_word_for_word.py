@@ -164,10 +164,12 @@ def test_features_are_refused_in_the_order_of_vllm() -> None:
     assert unsupported(config) == [
         ("vLLM does not support LoRA bias (lora_bias).", False),
         (
-            "vLLM does not support init_lora_weights='pissa'. Inits such as PiSSA, OLoRA, CorDA and LoftQ modify the "
-            "base model weights when PEFT loads the adapter. Convert it to a regular LoRA adapter with PEFT's "
-            "path_initial_model_for_weight_conversion, or set init_lora_weights to true if the served base model "
-            "already contains the modified weights.",
+            (
+                "vLLM does not support init_lora_weights='pissa'. Inits such as PiSSA, OLoRA, CorDA and LoftQ modify "
+                "the base model weights when PEFT loads the adapter. Convert it to a regular LoRA adapter with PEFT's "
+                "path_initial_model_for_weight_conversion, or set init_lora_weights to true if the served base model "
+                "already contains the modified weights."
+            ),
             False,
         ),
         ("vLLM does not support Activated LoRA (aLoRA).", False),
