@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gc
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -13,6 +13,8 @@ from typing import Final
 
 import libcst as cst
 import mutmut.__main__ as program
+import pytest
+from _pytest.config import _prepareconfig
 from mutmut.configuration import config
 from mutmut.mutation import mutators
 from mutmut.mutation.data import LineSpan, MutantLineSpans
@@ -23,6 +25,7 @@ from mutmut.stats import print_stats
 from mutmut.type_checking import run_type_checker
 from mutmut.utils.file_utils import change_cwd
 from mutmut.utils.format_utils import get_mutant_name
+from mutmut.workers.isolation import ForkRunner
 
 
 def words(node: cst.BaseString) -> Iterable[cst.BaseString]:
@@ -70,36 +73,72 @@ def _spans(path: Path) -> Mapping[str, LineSpan]:
 
 def now_and_then(*data: object, force_output: bool = False) -> None:
     """Print the figures; mutmut counts every mutant anew for each, which is half of its own time."""
-    turn = next(_turns)
-    if turn == 0:
-        gc.collect()
-        gc.freeze()  # so that no process that is forked from this one goes through all of it again
-    if force_output or turn % 20 == 0:
+    if force_output or next(_turns) % 20 == 0:
         print_stats(*data, force_output=True)
 
 
-def specific_first(runner: PytestRunner, *, mutant_name: str | None, tests: Iterable[str]) -> int:
-    """Run the tests that touch the fewest functions, and only if none of them fails the others.
-
-    Most mutants end there; to collect hundreds of tests takes longer than to run thirty.
-    """
-    reach = Counter(test for reached in state().tests_by_mangled_function_name.values() for test in reached)
-    ordered = sorted(tests, key=lambda test: (reach[test], test))
-    if not ordered:
-        return run_tests(runner, mutant_name=mutant_name, tests=ordered)
-    for some in (ordered[:FIRST], ordered[FIRST:]):
-        code: int = run_tests(runner, mutant_name=mutant_name, tests=some) if some else NOTHING_LEFT
-        if code not in (0, NOTHING_LEFT):
-            return code
-    return 0
+QUICK: Final = 0.02
+"""Seconds."""
 
 
-FIRST: Final = 30
-NOTHING_LEFT: Final = 5
-"""Pytest's own: all of the tests were left out for taking long."""
+class Collected:
+    """The tests of mutmut's choice, collected once: to start pytest for each mutant takes longer than its tests."""
 
+    def __init__(self) -> None:
+        self.items: dict[str, pytest.Item] = {}
+        self.reach: Counter[str] = Counter()
+        self.failed = False
+
+    def collect(self) -> None:
+        """Begin a session that never ends; every process that is forked from this one has it."""
+        with change_cwd("mutants"):
+            chosen = [*config().pytest_add_cli_args, *config().pytest_add_cli_args_test_selection]
+            settings = _prepareconfig(["--rootdir=.", "--tb=native", "-s", *chosen], [self])
+            settings._do_configure()
+            settings.pluginmanager.unregister(name="terminalreporter")
+            session = pytest.Session.from_config(settings)
+            settings.hook.pytest_sessionstart(session=session)
+            settings.hook.pytest_collection(session=session)
+        self.items = {item.nodeid: item for item in session.items}
+        self.reach.update(test for reached in state().tests_by_mangled_function_name.values() for test in reached)
+        if not self.items:
+            raise LookupError("no test was collected")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Notice a failure."""
+        self.failed = self.failed or report.failed
+
+    def run(self, names: Iterable[str]) -> int:
+        """Run tests until one fails, the quick ones first, and of those the ones that touch the fewest functions."""
+        os.chdir("mutants")
+        seconds = state().duration_by_test
+        chosen = [name for name in names if name in self.items]
+        chosen.sort(key=lambda name: (seconds.get(name, 0.0) > QUICK, self.reach[name], name))
+        items = [self.items[name] for name in chosen]
+        for item, following in zip(items, [*items[1:], None], strict=True):
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            if self.failed:
+                return 1
+        return 0
+
+
+def start(runner: ForkRunner) -> None:
+    """Collect before anything is forked."""
+    collected.collect()
+    started(runner)
+
+
+def run(runner: PytestRunner, *, mutant_name: str | None, tests: Iterable[str]) -> int:
+    """Run the tests for a mutant; without one, as mutmut does."""
+    code: int = run_tests(runner, mutant_name=None, tests=tests) if mutant_name is None else collected.run(tests)
+    return code
+
+
+collected = Collected()
 run_tests = PytestRunner.run_tests
-PytestRunner.run_tests = specific_first
+PytestRunner.run_tests = run
+started = ForkRunner.startup
+ForkRunner.startup = start
 _turns = count()
 program.print_stats = now_and_then
 program.filter_mutants_with_type_checker = ill_typed

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from lora_sidecar.engines import sglang_wire, vllm_wire
+from lora_sidecar.engines import identity_wire, sglang_wire, vllm_wire
 from lora_sidecar.model import Accepted, Failure, FailureKind, NoAnswer
 
 
@@ -113,3 +113,11 @@ def test_a_life_of_sglang_is_a_number_that_a_float_holds() -> None:
 
     assert isinstance(info, sglang_wire.ServerInfo)
     assert info.life == float(int(hashlib.sha256(b"[7,0.5]").hexdigest()[:12], 16))
+
+
+def test_a_version_without_end_is_shown_in_part() -> None:
+    """Whoever answers there may write anything."""
+    found = identity_wire.by_version(json.dumps({"version": "1" * 99}).encode())
+
+    assert found is not None
+    assert found.evidence == f"/version answers {'1' * 64}"

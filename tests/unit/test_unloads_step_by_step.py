@@ -41,10 +41,8 @@ def test_unloads_are_noted_counted_and_told() -> None:
         "a": Attempt(ended_at=990.0, accepted=True),
         "b": Attempt(2, DEAD, NOW + 1.0, ended_at=991.0),
     }
-    fields = {"adapter": "b", "kind": "engine", "message": "dead", "consecutive": 2}
-    ((event, level, repeats, said),) = told(facts)
-    assert (event, level, repeats) == (Event.UNLOAD_FAILED, Level.WARNING, "b engine")
-    assert said | fields == said
+    fields = {"adapter": "b", "kind": "engine", "status": 500, "message": "dead", "consecutive": 2}
+    assert told(facts) == [(Event.UNLOAD_FAILED, Level.WARNING, "b engine", fields)]
     assert absorb_unloads(before, [], 1, RULE, CLOCK)[0] is before
     assert absorb_unloads(Work(), [Unloaded("a", 1, DEAD, 1.0)], 1, RULE, CLOCK)[0].unloads["a"].failures == 1
 

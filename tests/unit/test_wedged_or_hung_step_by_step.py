@@ -133,6 +133,7 @@ def test_a_hang_is_told_by_what_is_silent() -> None:
     assert looked(Health(mute_since=NOW - hung + 0.1), mute).hung == ""
     assert looked(Health(mute_since=NOW - hung), replace(mute, last_good=None)).hung == ""
     assert not looked(Health(), UP).proven
+    assert not looked(Health(refused_since=NOW - 1), DOWN).proven
 
 
 def test_a_container_is_ended_only_for_what_is_proven() -> None:
