@@ -16,6 +16,7 @@ from lora_sidecar.config_values import (
     split_bind,
 )
 from lora_sidecar.errors import ConfigError
+from lora_sidecar.strict_yaml import shown
 
 MESSAGES = Path(__file__).parents[1] / "golden" / "config" / "messages.txt"
 """Config after config, each with the messages that it is refused with, behind `=> `."""
@@ -132,3 +133,8 @@ def test_the_words_about_an_expression_are_bounded() -> None:
 
     assert isinstance(found, Fault)
     assert len(found.rule) == len("is not a regular expression: ") + 120
+
+
+def test_a_text_is_shown_without_anything_that_a_terminal_would_act_on() -> None:
+    """Quotes and strokes with a stroke before them, the rest by number."""
+    assert shown('a"b\\c\x1bd') == '"a\\"b\\\\c\\u001bd"'
