@@ -1,40 +1,32 @@
 """Unloads what the newest plan retires: one at a time, reported and never believed.
 
 Two traps are guarded against. An adapter that is unloaded to be replaced is away until its successor is loaded; so none
-is while the engine sleeps or is paused, when nothing could be loaded, nor where the successor's files are seen to be
-missing. And a plan for one life of the server says nothing of the next; so each step is looked up in the newest.
+is while the engine sleeps or is paused, when nothing could be loaded, nor where the successor fails its preflight. And
+a plan for one life of the server says nothing of the next; so each step is looked up in the newest.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from pathlib import Path
-from typing import Final
 
 from lora_sidecar.engines import Engine
-from lora_sidecar.model import Accepted, Failure, FailureKind, Retired
-from lora_sidecar.offload import Offloader
+from lora_sidecar.model import Adapter, Failure, Retired
+from lora_sidecar.preflight import Preflight
 from lora_sidecar.work import Plan, Retire
-
-_LOOK_DEADLINE: Final = 5.0
 
 
 class Retirer:
     """The retirements of one server. `offer` and `drain` are for its watch, `run` is its task."""
 
     def __init__(
-        self,
-        engine: Engine,
-        now: Callable[[], float],
-        finished: Callable[[], None],
-        looker: Offloader | None = None,
+        self, engine: Engine, now: Callable[[], float], finished: Callable[[], None], preflight: Preflight
     ) -> None:
-        """`finished` is called when only a new listing can say more; `looker` is where the disk is waited for."""
+        """`finished` is called when only a new listing can say more."""
         self._engine = engine
         self._now = now
         self._finished = finished
-        self._looker = looker or Offloader("retire")
+        self._preflight = preflight
         self._plan: Plan | None = None
         self._offered = asyncio.Event()
         self._ended: list[Retired] = []
@@ -62,17 +54,26 @@ class Retirer:
                 self._finished()
 
     async def _carry_out(self) -> bool:
-        if await self._engine.halted():
-            return False
+        """Retire what the newest plan says until nothing is left of it; whether anything came of it."""
         ended = False
         while (step := self._step()) is not None:
             retire, incarnation = step
-            result = await self._unload(retire)
+            refusal = None if retire.successor is None else await self._refused(retire.successor, incarnation)
+            if step != self._step():
+                continue
+            if refusal is None and await self._engine.halted():
+                return ended
+            result = refusal or await self._engine.unload(retire.name)
             at = self._now()
             self._ended_at[retire.name] = at
             self._ended.append(Retired(retire.name, incarnation, result, at))
             ended = True
         return ended
+
+    async def _refused(self, successor: Adapter, incarnation: int) -> Failure | None:
+        """Why the successor is not to be loaded; its weights are left unread, since this may be asked often."""
+        looked = await self._preflight.inspect(successor, incarnation, warm=False)
+        return looked.refusal
 
     def _step(self) -> tuple[Retire, int] | None:
         plan = self._plan
@@ -80,21 +81,3 @@ class Retirer:
             if plan is not None and self._ended_at.get(retire.name, float("-inf")) < plan.observed_at:
                 return retire, plan.incarnation
         return None
-
-    async def _unload(self, retire: Retire) -> Accepted | Failure:
-        if retire.successor is not None and (absent := await self._absent(retire.successor.path)):
-            return Failure(FailureKind.FILES, absent)
-        return await self._engine.unload(retire.name)
-
-    async def _absent(self, path: str) -> str:
-        """Why the successor must not be expected to load, as far as can be seen from here."""
-        folder = Path(path)
-        if not folder.is_absolute():
-            return ""
-        try:
-            absent = await self._looker.run(
-                lambda: folder.parent.is_dir() and not (folder / "adapter_config.json").is_file(), _LOOK_DEADLINE
-            )
-        except (TimeoutError, OSError) as error:
-            return f"{path} cannot be read: {error}"
-        return f"there is no adapter_config.json in {path}" if absent else ""

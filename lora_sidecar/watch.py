@@ -76,7 +76,7 @@ class Watch:
         self.survey = Survey(Slots(f"survey-{name}", clock.new_slot), self.look)
         self.restorer = Restorer(engine, clock.now, self.look, self._preflight)
         self._vitals = Vitals(engine)
-        self.retirer = Retirer(engine, clock.now, self.look)
+        self.retirer = Retirer(engine, clock.now, self.look, self._preflight)
         self.verifier = Verifier(engine, clock.now, report, Slots(f"verify-{name}", clock.new_slot))
         self.unloader = Unloader(engine, clock.now, self.restorer.loading, self.look)
         self.desk = Desk(self.look)
