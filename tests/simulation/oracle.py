@@ -218,7 +218,7 @@ class Oracle:
         """Somebody unloaded an adapter: it need not be remembered, and perhaps it must not come back."""
         self.memory.discard(name)
         status, saved = self.status, self._saved
-        if status is None or saved is None or not self._world.proves_lives or not self._world.traits.forgets:
+        if self._damaged or status is None or saved is None or not self._world.proves_lives or not self._world.traits.forgets:
             return
         adapter = status.desired.adapters.get(name)
         durable = saved.desired == status.desired and name in status.desired.listed
