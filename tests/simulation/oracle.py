@@ -218,7 +218,8 @@ class Oracle:
         """Somebody unloaded an adapter: it need not be remembered, and perhaps it must not come back."""
         self.memory.discard(name)
         status, saved = self.status, self._saved
-        if self._damaged or status is None or saved is None or not self._world.proves_lives or not self._world.traits.forgets:
+        world = self._world
+        if self._damaged or status is None or saved is None or not world.proves_lives or not world.traits.forgets:
             return
         adapter = status.desired.adapters.get(name)
         durable = saved.desired == status.desired and name in status.desired.listed
@@ -383,7 +384,10 @@ class Oracle:
         """One load at a time, unless the config allows more, or the server was just seen without requests."""
         allowed, in_flight = self._world.config.restore.concurrency, self._world.network.sending
         if allowed == "auto":
-            allowed = 4 if self._now - self._world.network.quiet_at <= _QUIET else 1
+            network = self._world.network
+            # What was decided a moment before the news of a request is on its way.
+            is_news = self._now - network.busy_since > _ROUND_TRIP
+            allowed = 4 if self._now - network.quiet_at <= _QUIET and not is_news else 1
         if in_flight > allowed:
             self.fail(f"no harm: {in_flight} loads are in flight, and {allowed} may be")
 
