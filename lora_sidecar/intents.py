@@ -307,7 +307,7 @@ def _progress_load(intent: Load, plan: Plan, seen: Observation, now: float, *, f
         return success
     if intent.name not in plan.desired.adapters:
         return Answer(409, f"The lora adapter '{intent.name}' was unloaded by another request.", "Conflict")
-    why = _waits_for(plan.desired, plan.work, now)
+    why = _waits_for(plan.desired, plan.work, now) or _barred(intent.name, plan.work)
     if not why and not fresh:
         why = _held_up(intent.name, plan.work)
     return _will(f"LoRA adapter '{intent.name}'", "loaded", why) if why else None
@@ -345,6 +345,12 @@ def _absent(desired: Desired, work: Work) -> str:
         detail = work.server.detail
         return f"the server is {work.server.phase.value}{detail and ' (' + detail + ')'}"
     return ""
+
+
+def _barred(name: str, work: Work) -> str:
+    """Why this adapter is not loaded although nothing is wrong with the server, empty where that is not so."""
+    barred = work.barred.get(name)
+    return "" if barred is None else barred.reason
 
 
 def _held_up(name: str, work: Work) -> str:

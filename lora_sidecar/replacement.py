@@ -27,6 +27,7 @@ from lora_sidecar.work import Attempt, Retire, Stage, Swap, Work
 Replace = Literal["never", "safe", "always"]
 
 _UNDER_WAY = frozenset({Stage.UNLOADING, Stage.LOADING, Stage.REVERTING})
+_OF_THE_FILES = frozenset({FailureKind.FILES, FailureKind.ADAPTER})
 _FOR_GOOD = float("inf")
 
 
@@ -113,8 +114,8 @@ def absorb(
                 if swap is None:
                     prunes[one.name] = Attempt(failure=one.result, not_before=now + backoff.max, ended_at=one.at)
                 else:
-                    # Files that are not there yet may still come; nothing was touched for them.
-                    again = now + backoff.max if one.result.kind is FailureKind.FILES else _FOR_GOOD
+                    # Files that are not there yet, or not sound, may still come; nothing was touched for them.
+                    again = now + backoff.max if one.result.kind in _OF_THE_FILES else _FOR_GOOD
                     swaps[one.name] = replace(swap, stage=Stage.REFUSED, why=one.result.message, retry_at=again)
             case _:
                 assert_never(one.result)

@@ -161,7 +161,9 @@ class Restorer:
         try:
             async with self._under_way[adapter.name, incarnation]:
                 if self._preflight is not None:
-                    looked = await self._preflight.inspect(adapter, incarnation)
+                    # An engine that slept a moment ago may do so for hours: the weights are not read over and over.
+                    warm = plan.work.withheld is None
+                    looked = await self._preflight.inspect(adapter, incarnation, warm=warm)
                     if not self._is_wanted(adapter, plan):
                         return
                 result = looked.refusal or await self._send(adapter, incarnation)
