@@ -77,7 +77,7 @@ def absorb(
 
 def _hold(hold: Hold | None, failure: Failure, backoff: BackoffConfig, clock: Clock) -> Hold | None:
     match failure.kind:
-        case FailureKind.SERVER_SETUP | FailureKind.UNAUTHORIZED:
+        case FailureKind.SERVER_SETUP | FailureKind.UNAUTHORIZED | FailureKind.LOCAL:
             failures = hold.failures + 1 if hold is not None else 1
             return Hold(failure, failures, clock.now + delay(failures, failure.kind, backoff, clock.jitter))
         case FailureKind.FILES | FailureKind.ADAPTER | FailureKind.UNCLASSIFIED:
@@ -103,7 +103,7 @@ def _blames_adapter(failure: Failure, seen: Observation) -> bool:
     match failure.kind:
         case FailureKind.FILES | FailureKind.ADAPTER | FailureKind.NOT_LISTED:
             return True
-        case FailureKind.SERVER_SETUP | FailureKind.UNAUTHORIZED:
+        case FailureKind.SERVER_SETUP | FailureKind.UNAUTHORIZED | FailureKind.LOCAL:
             return False
         case FailureKind.ENGINE | FailureKind.AMBIGUOUS | FailureKind.UNCLASSIFIED:
             return isinstance(seen, Observed)

@@ -260,6 +260,7 @@ def _of_the_request(kind: FailureKind) -> bool:
         case (
             FailureKind.SERVER_SETUP
             | FailureKind.UNAUTHORIZED
+            | FailureKind.LOCAL
             | FailureKind.ENGINE
             | FailureKind.AMBIGUOUS
             | FailureKind.NOT_LISTED
@@ -273,8 +274,8 @@ def refused(intent: Intent, failure: Failure) -> tuple[Answer, tuple[Fact, ...]]
     """The answer to a refusal, in the engine's own words, and the fact of it."""
     status = failure.status
     if status is None:
-        # Refused before the engine was asked: by what the engine would have answered.
-        status = 404 if failure.kind is FailureKind.FILES else 500
+        # Refused before the engine was asked, with the status that vLLM (0.18 and later) would have given it.
+        status = 404 if "No adapter found" in failure.message else 500
     kind = {400: "BadRequestError", 404: "NotFoundError"}.get(status, "InternalServerError")
     name = intent.name if isinstance(intent, Load | Unload) else ""
     fact = warning(Event.ADAPTER_REFUSED, adapter=name, status=status, message=failure.message)

@@ -188,6 +188,8 @@ class FailureKind(StrEnum):
     """The server as started can load nothing (route switched off, LoRA not enabled): no adapter is to blame."""
     UNAUTHORIZED = "unauthorized"
     """The key is missing or wrong: no adapter is to blame."""
+    LOCAL = "local"
+    """This process could not send it (no descriptors, no memory): neither adapter nor server is to blame."""
     ENGINE = "engine"
     """The engine is dead, stopping or out of memory: the round ends and the next listing decides."""
     AMBIGUOUS = "ambiguous"

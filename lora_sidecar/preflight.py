@@ -211,7 +211,8 @@ def read_folder(path: str) -> Folder | Finding | Unseen:
         return Unseen("it is a hub id, which only the server resolves")
     try:
         if not stat.S_ISDIR(Path(path).stat().st_mode):
-            return Finding(FailureKind.FILES, f"[Errno 20] Not a directory: {path!r}", "name the adapter's folder")
+            where = os.path.join(path, CONFIG)  # noqa: PTH118 - text in, text out
+            return Finding(FailureKind.FILES, f"[Errno 20] Not a directory: {where!r}", "name the adapter's folder")
     except OSError as error:
         return Unseen(f"it cannot be seen from here: {os.strerror(error.errno or 0)}")
     try:
