@@ -149,7 +149,7 @@ async def test_an_adapter_whose_folder_is_gone_is_not_asked_for(make_pod: PodMak
 
 
 async def test_an_adapter_whose_files_are_spoilt_is_not_asked_for(make_pod: PodMaker, tmp_path: Path) -> None:
-    """Weights that were cut short, or are gone from their folder, kill the engine as surely once it has evicted them."""
+    """Weights that were cut short, or are gone from their folder, kill the engine once it has evicted them."""
     names = ("here", "cut", "bare")
     folders = {name: write_adapter(tmp_path / "adapters" / name, **SMALL) for name in names}
     adapters = ", ".join(f"{{name: {name}, path: {folder}}}" for name, folder in folders.items())
