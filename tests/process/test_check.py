@@ -103,11 +103,11 @@ async def test_the_plan_is_that_of_the_daemon(start_vllm: StartVllm, tmp_path: P
 
 async def test_a_folder_for_two_servers_is_told_once(start_vllm: StartVllm, tmp_path: Path, adapters: Path) -> None:
     """Each problem has one line, and each server a plan of its own."""
-    server = await start_vllm()
+    left, right = await start_vllm(), await start_vllm()
     state = tmp_path / "state"
     state.mkdir()
-    config = settings(server.url, state, [{"name": "dora", "path": str(adapters / "dora")}])
-    config["servers"] = [{"name": name, "url": server.url} for name in ("left", "right")]
+    config = settings(left.url, state, [{"name": "dora", "path": str(adapters / "dora")}])
+    config["servers"] = [{"name": "left", "url": left.url}, {"name": "right", "url": right.url}]
     status, out, err = await check(tmp_path, config)
 
     assert (status, len(err)) == (69, 1)
