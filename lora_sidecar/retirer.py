@@ -1,8 +1,9 @@
 """Unloads what the newest plan retires: one at a time, reported and never believed.
 
 Two traps are guarded against. An adapter that is unloaded to be replaced is away until its successor is loaded; so none
-is while the engine sleeps or is paused, when nothing could be loaded, nor where the successor fails its preflight. And
-a plan for one life of the server says nothing of the next; so each step is looked up in the newest.
+is while the engine sleeps or is paused, when nothing could be loaded, nor where the successor's files are missing or
+such that the engine would refuse them, as far as can be seen. And a plan for one life of the server says nothing of
+the next; so each step is looked up in the newest.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from msgspec.structs import replace
+
 from lora_sidecar.engines import Engine
-from lora_sidecar.model import Adapter, Failure, Retired
+from lora_sidecar.model import Accepted, Failure, Retired
 from lora_sidecar.preflight import Preflight
 from lora_sidecar.work import Plan, Retire
 
@@ -20,9 +23,13 @@ class Retirer:
     """The retirements of one server. `offer` and `drain` are for its watch, `run` is its task."""
 
     def __init__(
-        self, engine: Engine, now: Callable[[], float], finished: Callable[[], None], preflight: Preflight
+        self,
+        engine: Engine,
+        now: Callable[[], float],
+        finished: Callable[[], None],
+        preflight: Preflight,
     ) -> None:
-        """`finished` is called when only a new listing can say more."""
+        """`finished` is called when only a new listing can say more; `preflight` looks at what is to be loaded next."""
         self._engine = engine
         self._now = now
         self._finished = finished
@@ -54,26 +61,22 @@ class Retirer:
                 self._finished()
 
     async def _carry_out(self) -> bool:
-        """Retire what the newest plan says until nothing is left of it; whether anything came of it."""
+        if await self._engine.halted():
+            return False
         ended = False
         while (step := self._step()) is not None:
             retire, incarnation = step
-            refusal = None if retire.successor is None else await self._refused(retire.successor, incarnation)
-            if step != self._step():
-                continue
-            if refusal is None and await self._engine.halted():
-                return ended
-            result = refusal or await self._engine.unload(retire.name)
+            result: Accepted | Failure | None = await self._refusal(retire, incarnation)
+            if result is None:
+                # While its successor was read the server may have gone, or fallen asleep, or the config have changed.
+                if retire.successor is not None and (self._step() != step or await self._engine.halted()):
+                    return ended
+                result = await self._engine.unload(retire.name)
             at = self._now()
             self._ended_at[retire.name] = at
             self._ended.append(Retired(retire.name, incarnation, result, at))
             ended = True
         return ended
-
-    async def _refused(self, successor: Adapter, incarnation: int) -> Failure | None:
-        """Why the successor is not to be loaded; its weights are left unread, since this may be asked often."""
-        looked = await self._preflight.inspect(successor, incarnation, warm=False)
-        return looked.refusal
 
     def _step(self) -> tuple[Retire, int] | None:
         plan = self._plan
@@ -81,3 +84,11 @@ class Retirer:
             if plan is not None and self._ended_at.get(retire.name, float("-inf")) < plan.observed_at:
                 return retire, plan.incarnation
         return None
+
+    async def _refusal(self, retire: Retire, incarnation: int) -> Failure | None:
+        """Why the successor must not be expected to load; None where there is none, or nothing speaks against it."""
+        if retire.successor is None:
+            return None
+        looked = await self._preflight.inspect(retire.successor, incarnation)
+        refusal = looked.refusal or await self._preflight.absence(retire.successor)
+        return refusal and replace(refusal, message=f"nothing is unloaded for it; {refusal.message}")
