@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from benchmarks import cost, fleet, memory, outages, pods
+from benchmarks import cost, fleet, memory, outages, pods, saves
 from benchmarks.figures import Figures
 from tests.support.servers import Kind
 
@@ -27,9 +27,6 @@ Case = Callable[[Path], Awaitable[Figures]]
 def cases(kind: Kind) -> dict[str, Case]:
     """The benchmarks by name; with a real vLLM those that it makes a difference to."""
     real = kind is Kind.REAL
-
-    async def checkpoint(folder: Path) -> Figures:
-        return await asyncio.to_thread(cost.checkpoint, folder, (10, 100, 1000, 10_000), 41)
 
     async def storm(folder: Path) -> Figures:
         del folder
@@ -45,7 +42,7 @@ def cases(kind: Kind) -> dict[str, Case]:
     return served | {
         "outage": lambda folder: outages.outage(kind, folder, (1, 10, 50, 200), 3),
         "heartbeat": lambda folder: cost.heartbeat(folder, (10, 100, 1000, 10_000), 21),
-        "checkpoint": checkpoint,
+        "checkpoint": saves.checkpoint,
         "footprint": lambda folder: cost.footprint(folder, (1, 8), 1000),
         "startup": lambda folder: cost.startup(folder, (10, 1000), 9),
         "fleet": storm,

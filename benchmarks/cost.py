@@ -1,4 +1,4 @@
-"""What a heartbeat, a checkpoint and the process cost."""
+"""What a heartbeat and the process cost."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ from msgspec import Struct
 from benchmarks import memory, pods
 from benchmarks.figures import Figures, median
 from lora_sidecar.checkpoint import Store
-from lora_sidecar.codec import Checkpoint, encode
 from lora_sidecar.config import parse
 from lora_sidecar.engines.vllm import Vllm
 from lora_sidecar.events import Fact
 from lora_sidecar.keeper import Keeper
-from lora_sidecar.model import Adapter, Desired, Incarnation, Origin
 from lora_sidecar.offload import Offloader
 from lora_sidecar.status import Board
 from lora_sidecar.watch import Clockwork, Watch
@@ -97,49 +95,6 @@ async def _watch(folder: Path, url: str) -> tuple[Watch, Vllm]:
     watch = Watch("vllm", config, engine, keeper, Board(("vllm",)), report, Clockwork(clock, lambda: 0.5))
     await watch.open()
     return watch, engine
-
-
-def checkpoint(folder: Path, counts: tuple[int, ...], rounds: int) -> Figures:
-    """A save against the least that is as durable: write, fsync, rename, fsync of the directory, of the same bytes."""
-    rows: list[tuple[object, ...]] = []
-    directory = folder / "saves"
-    directory.mkdir(exist_ok=True)
-    for count in counts:
-        wanted = {n: Adapter(n, p, Origin.LEARNED, base="/m") for n, p in pods.imaginary(count).items()}
-        desired = Desired(wanted, Incarnation(1, 1.5), frozenset(wanted))
-        store = Store(str(directory), f"bench-{count}", "json")
-        store.open()
-        store.load()
-        data = encode(Checkpoint(1, f"bench-{count}", desired), "json")
-        ours: list[float] = []
-        bare: list[float] = []
-        encoding: list[float] = []
-        for number in range(rounds):
-            began = time.perf_counter()
-            store.save(Checkpoint(number + 1, f"bench-{count}", desired))
-            saved = time.perf_counter()
-            _write_durably(directory, data)
-            written = time.perf_counter()
-            encode(Checkpoint(number + 1, f"bench-{count}", desired), "json")
-            ours.append(saved - began)
-            bare.append(written - saved)
-            encoding.append(time.perf_counter() - written)
-        store.close()
-        both = median(bare)
-        rows.append((count, len(data), both * 1e3, median(encoding) * 1e3, median(ours) * 1e3, median(ours) / both))
-    columns = ("adapters", "bytes", "bare write, ms", "encoding, ms", "save, ms", "ratio")
-    return Figures("checkpoint", "Saving a checkpoint", columns, tuple(rows))
-
-
-def _write_durably(directory: Path, data: bytes) -> None:
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    file = os.open("bare.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600, dir_fd=handle)
-    os.write(file, data)
-    os.fsync(file)
-    os.close(file)
-    os.rename("bare.tmp", "bare", src_dir_fd=handle, dst_dir_fd=handle)
-    os.fsync(handle)
-    os.close(handle)
 
 
 async def footprint(folder: Path, servers: tuple[int, ...], beats: int) -> Figures:
