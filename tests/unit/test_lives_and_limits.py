@@ -4,7 +4,7 @@ from msgspec.structs import replace
 
 from lora_sidecar.aliases import learn
 from lora_sidecar.attempts import Clock
-from lora_sidecar.capacity import crowded, exchanged, first_tier, too_many, urgency
+from lora_sidecar.capacity import Exchange, crowded, exchanged, first_tier, too_many, urgency
 from lora_sidecar.config import BackoffConfig
 from lora_sidecar.eviction import crowding, evicted, full, registered
 from lora_sidecar.guard import enter_life, in_turn, notice_limit
@@ -111,24 +111,42 @@ def test_an_exchange_is_as_many_gone_as_came() -> None:
     """By loads of ours, of desired ones; a strange one that left, or came, says nothing."""
     ours = {"c": Attempt(ended_at=5.0), "d": Attempt(ended_at=6.0), "e": Attempt()}
 
-    assert exchanged("ab", "bc", ours, "abc") == {"a"}
-    assert exchanged("ab", "cd", ours, "abcd") == {"a", "b"}
-    assert exchanged("ab", "c", ours, "abc") == frozenset()
-    assert exchanged("ab", "be", ours, "abe") == frozenset()
-    assert exchanged("ab", "bx", ours, "ab") == frozenset()
-    assert exchanged("ab", "bc", ours, "bc") == frozenset()
-    assert exchanged("ab", "ab", ours, "ab") == frozenset()
-    assert exchanged("abc", "bc", ours, "abc") == frozenset()
+    assert exchanged("ab", "bc", ours, "abc") == Exchange(frozenset("c"), frozenset("a"))
+    assert exchanged("ab", "cd", ours, "abcd") == Exchange(frozenset("cd"), frozenset("ab"))
+    for before, listed, wanted in (
+        ("ab", "c", "abc"),
+        ("ab", "be", "abe"),
+        ("ab", "bx", "ab"),
+        ("ab", "bc", "bc"),
+        ("ab", "ab", "ab"),
+        ("abc", "bc", "abc"),
+    ):
+        assert exchanged(before, listed, ours, wanted) == Exchange()
 
 
-def test_two_exchanges_are_a_limit() -> None:
-    """What is listed then is what fits; without an exchange nothing changes."""
-    once = crowded(Crowd(), "a", 4)
+def test_a_circle_of_exchanges_is_a_limit() -> None:
+    """What is listed then is what fits; one whose newcomer was not pushed out before begins the count anew."""
+    first, back = Exchange(frozenset("c"), frozenset("a")), Exchange(frozenset("a"), frozenset("b"))
+    other = Exchange(frozenset("d"), frozenset("b"))
+    once = crowded(Crowd(), first, 4, NOW)
 
-    assert once == Crowd(1, None)
-    assert crowded(once, "", 3) is once
-    assert crowded(once, "a", 4) == Crowd(2, 4)
-    assert crowded(Crowd(2, 4), "a", 3) == Crowd(3, 3)
+    assert once == Crowd(1, None, frozenset("a"))
+    assert crowded(once, other, 4, NOW) == Crowd(1, None, frozenset("b"))
+    twice = crowded(once, back, 4, NOW)
+    assert twice == Crowd(2, 4, frozenset("ab"), NOW + 3600.0)
+    assert crowded(twice, back, 3, NOW + 1) == Crowd(3, 3, frozenset("ab"), NOW + 3601.0)
+    assert crowded(twice, other, 4, NOW + 1) == Crowd(1, 4, frozenset("b"), NOW + 3600.0)
+
+
+def test_a_limit_is_refuted_by_a_longer_listing_and_tried_again_in_time() -> None:
+    """At its very moment; before it, and without a limit, nothing changes."""
+    full_up = Crowd(2, 4, frozenset("ab"), NOW)
+
+    assert crowded(full_up, Exchange(), 5, 0.0) == Crowd()
+    assert crowded(full_up, Exchange(), 4, NOW - 0.1) is full_up
+    assert crowded(full_up, Exchange(), 4, NOW) == Crowd(1, None, frozenset("ab"), NOW)
+    once = Crowd(1, None, frozenset("a"))
+    assert crowded(once, Exchange(), 9, NOW) is once
 
 
 def test_what_has_no_room_is_the_least_important() -> None:
@@ -143,14 +161,19 @@ def test_what_has_no_room_is_the_least_important() -> None:
 
 
 def test_a_limit_is_noticed_within_one_life() -> None:
-    """By what the listing before showed, and by loads of ours."""
-    work = Work(last=observed(1.0, "a", "b"), attempts={"c": Attempt(ended_at=5.0)}, crowd=Crowd(1))
+    """By what the listing before showed and we did not unload ourselves, and by loads of ours."""
+    work = Work(
+        last=observed(1.0, "a", "b"), attempts={"c": Attempt(ended_at=5.0)}, crowd=Crowd(1, None, frozenset("c"))
+    )
     known = desired(*map(adapter, "abc"))
     held = {"b": "/b", "c": "/c"}
 
-    assert notice_limit(known, work, held, restarted=False).crowd == Crowd(2, 2)
-    assert notice_limit(known, work, held, restarted=True).crowd == Crowd(1)
-    assert notice_limit(known, replace(work, last=None), held, restarted=False).crowd == Crowd(1)
+    noticed = notice_limit(known, work, held, NOW, restarted=False).crowd
+    assert noticed == Crowd(2, 2, frozenset("ac"), NOW + 3600.0)
+    assert notice_limit(known, work, held, NOW, restarted=True).crowd == work.crowd
+    assert notice_limit(known, replace(work, last=None), held, NOW, restarted=False).crowd == work.crowd
+    unloaded = replace(known, listed=frozenset("bc"))
+    assert notice_limit(unloaded, work, held, NOW, restarted=False).crowd == work.crowd
 
 
 def test_a_listing_is_full_at_its_limit() -> None:

@@ -96,7 +96,7 @@ def test_a_fault_of_the_server_holds_everything(kind: FailureKind) -> None:
     before = Work(hold=Hold(DEAD, 1, 5.0))
     after, _ = absorb_loads(before, [ended(one)], observed(NOW), 1, RULE, CLOCK)
 
-    if kind in (FailureKind.SERVER_SETUP, FailureKind.UNAUTHORIZED):
+    if kind in (FailureKind.SERVER_SETUP, FailureKind.UNAUTHORIZED, FailureKind.LOCAL):
         assert after.hold == Hold(one, 2, NOW + 1.0)
         first, _ = absorb_loads(Work(), [ended(one)], observed(NOW), 1, RULE, CLOCK)
         assert first.hold == Hold(one, 1, NOW + 0.5)

@@ -38,7 +38,7 @@ from lora_sidecar.model import (
     Withdrawn,
     Withheld,
 )
-from lora_sidecar.work import Attempt, Hold, Phase, Plan, ServerState, Verdict, Work
+from lora_sidecar.work import Attempt, Bar, Barred, Hold, Phase, Plan, ServerState, Verdict, Work
 from tests.support.core import BASE, NOTHING, adapter, card, desired, failure, observed, unknown
 
 AT = 1_000.0
@@ -367,7 +367,8 @@ def test_a_failure_of_something_else_refuses_nothing() -> None:
         (Failure(FailureKind.ADAPTER, "no", 400, b"body"), 400, "BadRequestError"),
         (Failure(FailureKind.FILES, "no", 404), 404, "NotFoundError"),
         (Failure(FailureKind.UNCLASSIFIED, "no", 418), 418, "InternalServerError"),
-        (Failure(FailureKind.FILES, "no"), 404, "NotFoundError"),
+        (Failure(FailureKind.FILES, "no"), 500, "InternalServerError"),
+        (Failure(FailureKind.FILES, "No adapter found for /x"), 404, "NotFoundError"),
         (Failure(FailureKind.ADAPTER, "no"), 500, "InternalServerError"),
     ],
 )
@@ -375,9 +376,9 @@ def test_a_refusal_is_told_as_the_engine_would(fault: Failure, status: int, kind
     """Its status, its word for the error, its body; without an answer of the engine, those that it would have given."""
     said, (fact,) = refused(A, fault)
 
-    assert said == Answer(status, "no", kind, fault.answer)
+    assert said == Answer(status, fault.message, kind, fault.answer)
     assert (fact.event, fact.level) == (Event.ADAPTER_REFUSED, Level.WARNING)
-    assert fact.fields == {"adapter": "a", "status": status, "message": "no"}
+    assert fact.fields == {"adapter": "a", "status": status, "message": fault.message}
     assert refused(Unload("b"), fault)[1][0].fields["adapter"] == "b"
     assert refused(Pause(), fault)[1][0].fields["adapter"] == ""
 
@@ -469,6 +470,16 @@ def test_a_first_try_that_failed_is_told_from_the_next_heartbeat_on() -> None:
     assert went(A, known, replace(UP, attempts=forgiven)) is None
     assert went(A, known, replace(UP, attempts={"b": failed.attempts["a"]})) is None
     assert went(A, known, replace(UP, attempts={"a": Attempt(1)})) is None
+
+
+def test_a_load_that_is_barred_says_why_at_once() -> None:
+    """What is the server's own reason comes first; what bars another adapter is none of it."""
+    barred = replace(UP, barred={"a": Barred(Bar.CAPACITY, "no room")})
+    known = desired(REQUESTED)
+
+    assert went(A, known, barred, fresh=True) == waiting("no room")
+    assert went(A, known, replace(barred, server=AWAY.server)) == waiting("the server is down (connection refused)")
+    assert went(A, known, replace(UP, barred={"b": Barred(Bar.CAPACITY, "no room")})) is None
 
 
 def test_an_unload_is_answered_when_the_server_was_told() -> None:

@@ -184,15 +184,17 @@ def ended(result: Accepted | Failure, work: Work, incarnation: int = 1) -> Work:
 
 
 def test_what_came_of_a_retirement_is_noted() -> None:
-    """When the server said so; files that are not there may still come, anything else is for good."""
+    """When the server said so; files that are not there or right may still come, anything else is for good."""
     swapping = Work(swaps={"a": SWAP, "b": SWAP}, prunes={"x": Attempt()})
     no_files = ended(failure(FailureKind.FILES, "no files"), swapping)
     wrong = ended(failure(FailureKind.ADAPTER, "no"), swapping)
+    dead = ended(failure(FailureKind.ENGINE, "dead"), swapping)
 
     assert ended(Accepted(), swapping).swaps == {"a": replace(SWAP, told_at=90.0), "b": SWAP}
     refused = at_stage(Stage.REFUSED, why="no files", retry_at=NOW + RULE.max)
     assert (no_files.swaps["a"], no_files.prunes) == (refused, {"x": Attempt()})
-    assert wrong.swaps["a"] == at_stage(Stage.REFUSED, why="no", retry_at=float("inf"))
+    assert wrong.swaps["a"] == at_stage(Stage.REFUSED, why="no", retry_at=NOW + RULE.max)
+    assert dead.swaps["a"] == at_stage(Stage.REFUSED, why="dead", retry_at=float("inf"))
     assert ended(Accepted(), swapping, incarnation=2) == swapping
 
 

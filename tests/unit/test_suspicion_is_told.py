@@ -20,10 +20,10 @@ BOTH = desired(adapter("a"), adapter("b"))
         (
             1,
             Event.RESTORE_SUSPECTED,
-            "once while this adapter was being loaded; it is loaded last and alone from now on",
+            "once while this adapter was being loaded or probed; it is loaded last and alone from now on",
         ),
-        (2, Event.RESTORE_QUARANTINED, "twice while this adapter was being loaded; it is held back"),
-        (3, Event.RESTORE_QUARANTINED, "3 times while this adapter was being loaded; it is held back"),
+        (2, Event.RESTORE_QUARANTINED, "twice while this adapter was being loaded or probed; it is held back"),
+        (3, Event.RESTORE_QUARANTINED, "3 times while this adapter was being loaded or probed; it is held back"),
     ],
 )
 def test_each_death_is_told_with_what_follows(deaths: int, event: Event, reason: str) -> None:
@@ -110,7 +110,7 @@ def test_a_quarantine_begins_once_a_death_and_ends() -> None:
     assert second == first
     again = replace(known, suspects={"a": Suspect("/adapters/a", 3)})
     assert supervise(again, second, {}, RULE, 300.0)[1] == {"a": Probation(3, 7_500.0)}
-    reason = "the server died twice while it was being loaded; held back for 1h"
+    reason = "the server died twice while it was being loaded or probed; held back for 1h"
     assert quarantined(known, first, "ab", RULE, 3_699.0) == {"a": Barred(Bar.QUARANTINED, reason)}
     assert quarantined(known, first, "ba", RULE, 3_700.0) == {}
     assert quarantined(known, first, "b", RULE, 0.0) == {}

@@ -99,7 +99,7 @@ def test_what_must_not_be_loaded_says_why() -> None:
     files = {"/adapters/a": GONE, "/adapters/b": GONE, "/d": GONE, "/s": GONE}
     listed = {"d": "/d", "stranger": "/s"}
     full = Barred(Bar.CAPACITY, "4 wanted, 1 fit: loading one makes another vanish")
-    poison = Barred(Bar.QUARANTINED, "the server died twice while it was being loaded; held back for 1h")
+    poison = Barred(Bar.QUARANTINED, "the server died twice while it was being loaded or probed; held back for 1h")
     gone = Barred(Bar.FILES_GONE, "/adapters/b is gone")
 
     asked = hold_back(known, work, missing, listed, files, RULE, 99.0, unload_gone=False)
