@@ -24,6 +24,7 @@ from mutmut.utils.file_utils import walk_mutatable_files
 SURVIVORS: Final = Path(__file__).with_name("survivors.toml")
 REFUSED: Final = "caught by type check"
 KILLED: Final = frozenset({"killed", "timeout", REFUSED})
+UNTRIED: Final = frozenset({"not checked", "check was interrupted by user"})
 ENOUGH: Final = 95.0
 """Per cent of the mutants, over all modules."""
 
@@ -64,7 +65,7 @@ def main() -> int:
     """Print the score; 1 where it is too low, or a survivor and its explanation do not come together."""
     if sys.argv[1:]:
         for path, name, status in mutants():
-            if path.stem == sys.argv[1] and status not in KILLED:
+            if path.stem == sys.argv[1] and status not in KILLED | UNTRIED:
                 print(f"{name}: {status}\n  {survivor(path, name)._asdict()}")
         return 0
     found = list(mutants())
@@ -78,27 +79,26 @@ def main() -> int:
         print(_row(f"`{module}`", counts))
     total = sum(by_module.values(), Counter())
     print(_row("all", total))
-    alive = Counter(survivor(path, name) for path, name, status in found if status not in KILLED)
+    alive = Counter(survivor(path, name) for path, name, status in found if status not in KILLED | UNTRIED)
     known = explained()
     for one in (alive - known).elements():
         print(f"not explained: {one.function}\n  - {one.was}\n  + {one.now}")
     for one in (known - alive).elements():
         print(f"explained, and dead: {one.function}\n  - {one.was}\n  + {one.now}")
-    undecided = sum(
-        count for status, count in total.items() if status in ("not checked", "check was interrupted by user")
-    )
+    undecided = sum(count for status, count in total.items() if status in UNTRIED)
     if undecided:
         print(f"{undecided} mutants were not tried")
     return int(alive != known or undecided > 0 or _score(total) < ENOUGH)
 
 
 def _score(counts: Counter[str]) -> float:
-    return 100 * sum(counts[status] for status in KILLED) / sum(counts.values())
+    tried = sum(count for status, count in counts.items() if status not in UNTRIED)
+    return 100 * sum(counts[status] for status in KILLED) / max(tried, 1)
 
 
 def _row(name: str, counts: Counter[str]) -> str:
-    every, dead = sum(counts.values()), sum(counts[status] for status in KILLED)
-    refused = counts[REFUSED]
+    every = sum(count for status, count in counts.items() if status not in UNTRIED)
+    dead, refused = sum(counts[status] for status in KILLED), counts[REFUSED]
     return f"| {name} | {every} | {refused} | {dead - refused} | {every - dead} | {_score(counts):.1f} % |"
 
 

@@ -79,7 +79,7 @@ def test_an_address_is_split(text: str, split: tuple[str, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["1.2.3.", "1.2.3.400.", f"{'.'.join(['a' * 63] * 3)}.{'a' * 62}", "a_", "[a]b", "1.2.3.4."]
+    "host", ["[::1", "::1]", "1.2.3.", "1.2.3.400.", f"{'.'.join(['a' * 63] * 3)}.{'a' * 62}", "a_", "[a]b", "1.2.3.4."]
 )
 def test_what_a_resolver_reads_in_its_own_way_is_no_host(host: str) -> None:
     """Digits at the end are a plain address, or nothing."""
@@ -138,3 +138,6 @@ def test_the_words_about_an_expression_are_bounded() -> None:
 def test_a_text_is_shown_without_anything_that_a_terminal_would_act_on() -> None:
     """Quotes and strokes with a stroke before them, the rest by number."""
     assert shown('a"b\\c\x1bd') == '"a\\"b\\\\c\\u001bd"'
+    assert shown("aXb") == '"aXb"'
+    assert shown("a" * 60) == '"' + "a" * 60 + '"'
+    assert shown("a" * 61) == '"' + "a" * 60 + '…"'
