@@ -4,7 +4,7 @@ Two traps are guarded against. vLLM takes any number of adapters and keeps the l
 the rest is read from disk at a request, in the middle of everybody's. Loaded in the order of importance, the most
 important are the first to be pushed out. And an engine that *unlists* what it pushes out (SGLang's `max_loaded_loras`)
 looks as if it lost adapters: each load makes another vanish, for ever. So what does not fit is loaded before what does,
-and two exchanges of one for another end the attempt.
+and two exchanges of one for another, without a load between them that pushed nothing out, end the attempt.
 """
 
 from __future__ import annotations
@@ -35,21 +35,27 @@ def first_tier(due: Sequence[Adapter], desired: Mapping[str, Adapter], capacity:
     return overflow or tuple(due)
 
 
-def exchanged(
-    before: Collection[str], listed: Collection[str], attempts: Mapping[str, Attempt], desired: Collection[str]
-) -> frozenset[str]:
-    """The desired adapters that vanished from the listing in exchange for as many that we had loaded meanwhile."""
+def noticed(
+    crowd: Crowd,
+    before: Collection[str],
+    listed: Collection[str],
+    attempts: Mapping[str, Attempt],
+    known: Collection[str],
+) -> Crowd:
+    """What is known of the limit after one more listing.
+
+    An exchange is a listing in which as many of the `known` (desired, and not unloaded by us) have vanished as have come
+    that we had loaded. A load that pushed nothing out shows that there was room: what vanished before was unloaded by
+    somebody.
+    """
     came = {name for name in listed if name not in before and name in attempts and attempts[name].ended_at}
-    gone = frozenset(name for name in before if name not in listed and name in desired)
-    return gone if gone and len(gone) == len(came) else frozenset()
-
-
-def crowded(crowd: Crowd, gone: Collection[str], listed: int) -> Crowd:
-    """What is known of the limit after one more listing."""
-    if not gone:
+    gone = {name for name in before if name not in listed and name in known}
+    if came and not gone and crowd.fit is None:
+        return Crowd()
+    if not gone or len(gone) != len(came):
         return crowd
     exchanges = crowd.exchanges + 1
-    return Crowd(exchanges, listed if exchanges >= EXCHANGES else crowd.fit)
+    return Crowd(exchanges, len(listed) if exchanges >= EXCHANGES else crowd.fit)
 
 
 def too_many(crowd: Crowd, missing: Iterable[Adapter], listed: int, wanted: int) -> dict[str, Barred]:

@@ -21,13 +21,12 @@ from msgspec.structs import replace
 from lora_sidecar.config import BackoffConfig
 from lora_sidecar.desired import is_listed_path, same_path
 from lora_sidecar.events import Event, Fact, info, legible, warning
-from lora_sidecar.model import Accepted, Adapter, Desired, Failure, FailureKind, Origin, Retired
+from lora_sidecar.model import Accepted, Adapter, Desired, Failure, Origin, Retired
 from lora_sidecar.work import Attempt, Retire, Stage, Swap, Work
 
 Replace = Literal["never", "safe", "always"]
 
 _UNDER_WAY = frozenset({Stage.UNLOADING, Stage.LOADING, Stage.REVERTING})
-_FOR_GOOD = float("inf")
 
 
 class Rule(Struct, frozen=True):
@@ -113,9 +112,9 @@ def absorb(
                 if swap is None:
                     prunes[one.name] = Attempt(failure=one.result, not_before=now + backoff.max, ended_at=one.at)
                 else:
-                    # Files that are not there yet may still come; nothing was touched for them.
-                    again = now + backoff.max if one.result.kind is FailureKind.FILES else _FOR_GOOD
-                    swaps[one.name] = replace(swap, stage=Stage.REFUSED, why=one.result.message, retry_at=again)
+                    # Nothing was touched: files may still come, a key may be mended, a timeout may pass.
+                    why, again = one.result.message, now + backoff.max
+                    swaps[one.name] = replace(swap, stage=Stage.REFUSED, why=why, retry_at=again)
             case _:
                 assert_never(one.result)
     return replace(work, swaps=swaps, prunes=prunes), tuple(facts)

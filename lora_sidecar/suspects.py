@@ -31,21 +31,24 @@ def accuse(desired: Desired, outcomes: Iterable[Outcome], under_way: Iterable[Ad
     """Remember the loads that broke off, and those under way while the server is away, until a listing decides.
 
     `under_way` is empty unless the server is away or was found restarted. Outcomes of another incarnation are no
-    evidence: their loads were under way when the restart was noticed. The same object is returned if nothing changed.
+    evidence: their loads were under way when the restart was noticed. A load from another path than the desired one
+    accuses nobody: that path will not be loaded again. The same object is returned if nothing changed.
     """
-    names = {
-        outcome.adapter.name
+    broken_off = [
+        outcome.adapter
         for outcome in outcomes
         if outcome.incarnation == desired.incarnation.number
         and isinstance(outcome.result, Failure)
         and outcome.result.kind is FailureKind.AMBIGUOUS
-    }
-    names |= {adapter.name for adapter in under_way}
+    ]
     accused: dict[str, Suspect] = {}
-    for name in names & desired.adapters.keys():
-        known = _known(desired, name)
+    for adapter in (*broken_off, *under_way):
+        wanted = desired.adapters.get(adapter.name)
+        if wanted is None or wanted.path != adapter.path:
+            continue
+        known = _known(desired, adapter.name)
         if not known.accused:
-            accused[name] = replace(known, accused=True)
+            accused[adapter.name] = replace(known, accused=True)
     return replace(desired, suspects={**desired.suspects, **accused}) if accused else desired
 
 
