@@ -49,8 +49,8 @@ def absorb(
 ) -> tuple[Work, tuple[Fact, ...]]:
     """Take the outcomes of loads into account.
 
-    Those of another incarnation than that of `desired` say nothing any more. One of a load from a path that is wanted no
-    more says nothing of the adapter, and is told all the same.
+    Those of another incarnation than that of `desired` say nothing any more. A load from a path that is wanted no more
+    says nothing of the adapter, and is told all the same.
     """
     attempts = dict(work.attempts)
     hold, withheld, load_ended = work.hold, work.withheld, work.load_ended

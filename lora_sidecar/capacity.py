@@ -44,9 +44,9 @@ def noticed(
 ) -> Crowd:
     """What is known of the limit after one more listing.
 
-    An exchange is a listing in which as many of the `known` (desired, and not unloaded by us) have vanished as have come
-    that we had loaded. A load that pushed nothing out shows that there was room: what vanished before was unloaded by
-    somebody.
+    An exchange is a listing in which as many of the `known` (desired, and not unloaded by us) have vanished as have
+    come that we had loaded. A load that pushed nothing out shows that there was room: what vanished before was unloaded
+    by somebody.
     """
     came = {name for name in listed if name not in before and name in attempts and attempts[name].ended_at}
     gone = {name for name in before if name not in listed and name in known}

@@ -152,10 +152,15 @@ class HeartbeatConfig(Struct, frozen=True):
         float,
         Key(
             "/livez fails when no heartbeat was completed for so long; "
-            "at least 2 x interval + probe_timeout + list_timeout + checkpoint.timeout.",
+            "at least 2 x interval + probe_timeout + list_timeout + 2 x checkpoint.timeout.",
             Duration("1s", "1h"),
         ),
     ] = 30.0
+
+    @property
+    def patience(self) -> float:
+        """Seconds that a whole look at a server may take, whatever it is made of."""
+        return self.probe_timeout + self.list_timeout
 
 
 class BackoffConfig(Struct, frozen=True):

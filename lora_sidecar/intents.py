@@ -308,6 +308,8 @@ def _progress_load(intent: Load, plan: Plan, seen: Observation, now: float, *, f
     if intent.name not in plan.desired.adapters:
         return Answer(409, f"The lora adapter '{intent.name}' was unloaded by another request.", "Conflict")
     why = _waits_for(plan.desired, plan.work, now)
+    if not why and intent.name in plan.work.barred:
+        why = plan.work.barred[intent.name].reason
     if not why and not fresh:
         why = _held_up(intent.name, plan.work)
     return _will(f"LoRA adapter '{intent.name}'", "loaded", why) if why else None

@@ -44,6 +44,9 @@ T = TypeVar("T")
 STUCK: Final = 4
 """Reads that may hang at a time; with more, nothing is read any more until one comes back."""
 
+STUCK_BESIDE: Final = 2
+"""Of those in one folder: one volume that hangs leaves threads for the others."""
+
 _CONFIG_BYTES: Final = 1024 * 1024
 _HEADER_BYTES: Final = 8 * 1024 * 1024
 _PIECE: Final = 64 * 1024 * 1024
@@ -102,12 +105,12 @@ class Slots:
         """Call `function`, which reads `path`, in a thread.
 
         Raises `TimeoutError` if that takes longer than `deadline` seconds, or at once while an earlier read of that
-        path, or too many of others, have not come back; and what `function` raises.
+        path, several beside it, or too many of others, have not come back; and what `function` raises.
         """
-        self._stuck = {stuck: slot for stuck, slot in self._stuck.items() if slot.busy}
-        if path in self._stuck or len(self._stuck) >= STUCK:
-            raise TimeoutError("earlier reads have not come back yet")
+        self._refuse(path)
         async with self._turn:
+            # Who waited for the turn may have waited for a read beside it that did not come back.
+            self._refuse(path)
             try:
                 return await self._slot.run(function, deadline)
             finally:
@@ -115,6 +118,13 @@ class Slots:
                 if self._slot.busy:
                     self._stuck[path] = self._slot
                     self._slot = self._new_slot()
+
+    def _refuse(self, path: str) -> None:
+        """Raise `TimeoutError` where a read of that path must be expected not to come back."""
+        self._stuck = {stuck: slot for stuck, slot in self._stuck.items() if slot.busy}
+        beside = sum(os.path.dirname(stuck) == os.path.dirname(path) for stuck in self._stuck)  # noqa: PTH120 - text in, text out
+        if path in self._stuck or beside >= STUCK_BESIDE or len(self._stuck) >= STUCK:
+            raise TimeoutError("earlier reads have not come back yet")
 
 
 class Preflight:
@@ -170,6 +180,12 @@ def _inspect(path: str, config: PreflightConfig, base: str | None, limits: Limit
     roots = tuple(os.path.realpath(root) for root in config.roots)
     limits = replace(limits, roots=roots, base=None if base is None else read_base_shape(base))
     return Inspection(check(folder, limits), files=marks)
+
+
+def absent(path: str) -> bool:
+    """Whether a folder's place can be seen from here, and there is no adapter in it; blocks on the disk."""
+    folder = Path(path)
+    return folder.is_absolute() and folder.parent.is_dir() and not (folder / CONFIG).is_file()
 
 
 def read_base_shape(path: str) -> BaseShape | None:

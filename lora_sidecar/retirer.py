@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 from lora_sidecar.engines import Engine
 from lora_sidecar.model import Accepted, Failure, FailureKind, Retired
-from lora_sidecar.offload import Offloader
+from lora_sidecar.preflight import Slots, absent
 from lora_sidecar.work import Plan, Retire
 
 _LOOK_DEADLINE: Final = 5.0
@@ -28,13 +27,13 @@ class Retirer:
         engine: Engine,
         now: Callable[[], float],
         finished: Callable[[], None],
-        looker: Offloader | None = None,
+        slots: Slots | None = None,
     ) -> None:
-        """`finished` is called when only a new listing can say more; `looker` is where the disk is waited for."""
+        """`finished` is called when only a new listing can say more; in `slots` the disk is waited for."""
         self._engine = engine
         self._now = now
         self._finished = finished
-        self._looker = looker or Offloader("retire")
+        self._slots = slots or Slots("retire")
         self._plan: Plan | None = None
         self._offered = asyncio.Event()
         self._ended: list[Retired] = []
@@ -88,13 +87,8 @@ class Retirer:
 
     async def _absent(self, path: str) -> str:
         """Why the successor must not be expected to load, as far as can be seen from here."""
-        folder = Path(path)
-        if not folder.is_absolute():
-            return ""
         try:
-            absent = await self._looker.run(
-                lambda: folder.parent.is_dir() and not (folder / "adapter_config.json").is_file(), _LOOK_DEADLINE
-            )
+            gone = await self._slots.run(path, lambda: absent(path), _LOOK_DEADLINE)
         except (TimeoutError, OSError) as error:
             return f"{path} cannot be read: {error}"
-        return f"there is no adapter_config.json in {path}" if absent else ""
+        return f"there is no adapter_config.json in {path}" if gone else ""

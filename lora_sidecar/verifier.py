@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 from lora_sidecar.conditions import transitions
@@ -18,7 +17,7 @@ from lora_sidecar.config import Config
 from lora_sidecar.engines import Engine
 from lora_sidecar.events import Fact
 from lora_sidecar.model import NoAnswer, Said
-from lora_sidecar.preflight import Slots
+from lora_sidecar.preflight import Slots, absent
 from lora_sidecar.verification import Trial, Trials, completed, conditions_of, current, judge, next_up
 from lora_sidecar.work import Condition, Phase, Plan
 
@@ -138,13 +137,8 @@ class Verifier:
 
     async def _files_gone(self, path: str) -> bool:
         """Whether the folder's place can be seen from here and the adapter is not in it any more."""
-        folder = Path(path)
-        if not folder.is_absolute():
-            return False
         try:
-            return await self._slots.run(
-                path, lambda: folder.parent.is_dir() and not (folder / "adapter_config.json").is_file(), _LOOK_DEADLINE
-            )
+            return await self._slots.run(path, lambda: absent(path), _LOOK_DEADLINE)
         except (TimeoutError, OSError):
             return True
 

@@ -10,7 +10,7 @@ import pytest
 from lora_sidecar import preflight
 from lora_sidecar.config import Config, parse
 from lora_sidecar.model import Adapter, Failure, FailureKind, Origin
-from lora_sidecar.preflight import STUCK, Preflight, Slots, _warm, fingerprint
+from lora_sidecar.preflight import STUCK, STUCK_BESIDE, Preflight, Slots, _warm, fingerprint
 from tests.support.adapters import CONFIG, WEIGHTS, write_adapter
 from tests.support.sidecar import eventually
 
@@ -69,10 +69,24 @@ async def test_threads_that_hang_are_few(tmp_path: Path, hung: threading.Event) 
     before = threading.active_count()
     try:
         for number in range(STUCK + 3):
-            folder = write_adapter(tmp_path / f"hung{number}", layers=1)
+            folder = write_adapter(tmp_path / str(number) / "hung", layers=1)
             assert (await checks.inspect(at(folder), 1)).refusal is not None
         assert threading.active_count() - before == STUCK
         assert (await checks.inspect(at(write_adapter(tmp_path / "good", layers=1)), 1)).refusal is not None
+    finally:
+        hung.set()
+
+
+async def test_a_volume_that_hangs_leaves_threads_for_the_others(tmp_path: Path, hung: threading.Event) -> None:
+    """Two folders beside each other that hang speak for the rest of their volume, which costs no more threads or time."""
+    checks = Preflight("vllm", config(timeout="100ms"))
+    before = threading.active_count()
+    try:
+        for number in range(STUCK + 3):
+            folder = write_adapter(tmp_path / "far" / f"hung{number}", layers=1)
+            assert (await checks.inspect(at(folder), 1)).refusal is not None
+        assert threading.active_count() - before == STUCK_BESIDE
+        assert (await checks.inspect(at(write_adapter(tmp_path / "near" / "good", layers=1)), 1)).refusal is None
     finally:
         hung.set()
 
