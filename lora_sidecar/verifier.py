@@ -58,6 +58,11 @@ class Verifier:
         return transitions(before, self._told)
 
     @property
+    def trials(self) -> Trials:
+        """What the probes came to, by adapter; empty while nothing is probed."""
+        return self._trials
+
+    @property
     def conditions(self) -> tuple[Condition, ...]:
         """The conditions that hold."""
         return conditions_of(self._trials, self._obstacle)

@@ -221,6 +221,7 @@ class Watch:
                 saved_generation=self._keeper.generation,
                 conditions=(*self._vitals.conditions, *plan.work.conditions, *self.verifier.conditions, *kept),
                 failing=self._vitals.failing,
+                trials=self.verifier.trials,
             )
         )
         seconds = round(ended - began, 4)

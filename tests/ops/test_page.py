@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from lora_sidecar.adapter_state import AdapterState
 from lora_sidecar.ops.html import element
 from lora_sidecar.ops.page import HEADERS, page
-from lora_sidecar.ops.status import Query, document
-from lora_sidecar.status import AdapterState, Board
+from lora_sidecar.ops.query import Query
+from lora_sidecar.ops.status import document
+from lora_sidecar.status import Board
 from lora_sidecar.work import Phase
 from tests.support.snapshots import HOSTILE, a_board, a_status
 

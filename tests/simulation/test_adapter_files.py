@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from lora_sidecar.adapter_state import AdapterState
 from lora_sidecar.demo.fake_vllm import FakeConfig, canned
 from lora_sidecar.events import Event
 from lora_sidecar.intents import Load
-from lora_sidecar.status import AdapterState, adapters_of
+from lora_sidecar.status import adapters_of
 from lora_sidecar.work import ConditionType, Phase
 from tests.simulation.conftest import LOAD, Pod, PodMaker
 from tests.support.adapters import WEIGHTS, write_adapter

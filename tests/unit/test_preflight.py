@@ -78,7 +78,7 @@ async def test_threads_that_hang_are_few(tmp_path: Path, hung: threading.Event) 
 
 
 async def test_a_volume_that_hangs_leaves_threads_for_the_others(tmp_path: Path, hung: threading.Event) -> None:
-    """Two folders beside each other that hang speak for the rest of their volume, which costs no more threads or time."""
+    """Two folders beside each other that hang speak for the rest of their volume: it costs no more threads or time."""
     checks = Preflight("vllm", config(timeout="100ms"))
     before = threading.active_count()
     try:
