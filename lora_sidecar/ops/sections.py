@@ -17,8 +17,6 @@ from lora_sidecar.ops.status import AdapterView, ConditionView, Document, EventV
 from lora_sidecar.ops.timeline import WINDOWS, drawn
 from lora_sidecar.ops.wording import (
     CONDITIONS,
-    EVENTS,
-    LEVELS,
     NAMES,
     PHASES,
     STATES,
@@ -26,6 +24,7 @@ from lora_sidecar.ops.wording import (
     ago,
     clock,
     duration,
+    event_mood,
     number,
     seconds_between,
     share,
@@ -297,5 +296,5 @@ def _event(one: EventView, now: str, *, several: bool) -> Html:
         when,
         element("span", one.event, class_="what"),
         element("bdi", f"{whose}{one.text}", times, class_="text"),
-        class_=EVENTS.get(one.event, LEVELS[one.level]).value,
+        class_=event_mood(one.event, one.level).value,
     )

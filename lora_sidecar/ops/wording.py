@@ -38,7 +38,7 @@ PHASES: Final = {
 STATES: Final = {
     AdapterState.LISTED.value: Mood.GOOD,
     AdapterState.DEAD.value: Mood.BAD,
-    AdapterState.NOT_APPLIED.value: Mood.BAD,
+    AdapterState.NOT_APPLIED.value: Mood.WARN,
     AdapterState.REPLACED.value: Mood.WARN,
     AdapterState.EVICTED.value: Mood.IDLE,
     AdapterState.MISSING.value: Mood.BUSY,
@@ -94,6 +94,12 @@ LISTED: Final = (AdapterState.LISTED, AdapterState.DEAD, AdapterState.NOT_APPLIE
 """The states of adapters that are listed as they should be."""
 
 
+def event_mood(event: str, level: str) -> Mood:
+    """What an event means; good news that is told as a warning, a recovery that left something behind, is none."""
+    own, told = EVENTS.get(event), LEVELS[level]
+    return told if own is None or (own is Mood.GOOD and told is not Mood.IDLE) else own
+
+
 class Headline(Struct, frozen=True):
     """The state of everything in one sentence, and a second one that may be empty."""
 
@@ -129,8 +135,9 @@ def _of_adapters(shown: Document) -> Headline:
             Mood.BAD if not shown.ready else Mood.WARN, f"{number(failing, 'adapter')} {cannot} failing to load"
         )
     if useless:
-        many = "is" if useless == 1 else "are"
-        return Headline(Mood.BAD, f"{number(useless, 'adapter')} {many} listed and of no use")
+        verbs = "is listed and does" if useless == 1 else "are listed and do"
+        mood = Mood.BAD if counts[AdapterState.DEAD] else Mood.WARN
+        return Headline(mood, f"{number(useless, 'adapter')} {verbs} not work")
     paused = [held for server in shown.servers for held in server.conditions if held.type == ConditionType.PAUSED]
     if paused:
         return Headline(Mood.WARN, "Loads and unloads are paused", paused[0].message)
