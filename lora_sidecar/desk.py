@@ -15,8 +15,9 @@ from msgspec.structs import replace
 
 from lora_sidecar.attempts import pardon
 from lora_sidecar.events import Fact
-from lora_sidecar.intents import Answer, Intent, Load, Unload, progress, receive, refusal, refused, retract, under_way
+from lora_sidecar.intents import Answer, Intent, Load, Unload, receive, retract
 from lora_sidecar.model import Desired, Observation, Observed, Outcome, Unloaded
+from lora_sidecar.replies import progress, refusal, refused, under_way
 from lora_sidecar.work import Phase, Plan, Work
 
 Persist = Callable[[Desired], Awaitable[tuple[Desired, str]]]

@@ -202,7 +202,7 @@ def test_a_probe_that_ends_a_wedged_server(tmp_path: Path, kind: str, component:
     block = next(block for block in document.split("```yaml\n")[1:] if "serverz" in block).split("```")[0]
     assert pod["containers"][0] == container | {"livenessProbe": yaml.safe_load(block)["livenessProbe"]}
     assert "livenessProbe" not in named(pod["containers"], "other")
-    sidecar = named(pod.get("initContainers", pod["containers"]), "lora-sidecar")
+    sidecar = named(pod["initContainers" if "initContainers" in pod else "containers"], "lora-sidecar")
     assert sidecar["livenessProbe"]["httpGet"]["path"] == "/livez"
 
 
