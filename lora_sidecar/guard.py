@@ -119,7 +119,11 @@ def defuse(
 def in_turn(
     due: Sequence[Adapter], desired: Desired, work: Work, capacity: int | None, interval: float, now: float
 ) -> tuple[tuple[Adapter, ...], float | None]:
-    """What of the due loads may be sent now, and when something more may."""
+    """What of the due loads may be sent now, and when something more may.
+
+    What does not fit goes first among those above suspicion, and then among the suspects, even one at a time.
+    """
+    innocent = tuple(adapter for adapter in due if adapter.name not in desired.suspects)
+    first = first_tier(innocent or due, desired.adapters, capacity)
     careful = work.load_ended + interval
-    sent, later = paced(due, desired.suspects, slowly=flapping(work.lives), not_before=careful, now=now)
-    return first_tier(sent, desired.adapters, capacity), later
+    return paced(first, desired.suspects, slowly=flapping(work.lives), not_before=careful, now=now)

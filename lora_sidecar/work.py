@@ -254,7 +254,11 @@ class Work(Struct, frozen=True):
 
 
 class Around(Struct, frozen=True):
-    """What is known besides an observation: the loads under way, and the last looks at files, by path."""
+    """What is known besides an observation.
+
+    `under_way` are the loads under way, and a probe by inference that is or was not answered; `files` the last looks at
+    files, by path.
+    """
 
     under_way: tuple[Adapter, ...] = ()
     files: Mapping[str, Files] = {}

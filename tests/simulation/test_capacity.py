@@ -44,6 +44,19 @@ async def test_the_highest_priorities_stay_in_memory(make_pod: PodMaker, concurr
             await pod.server.restart()
 
 
+async def test_the_highest_priorities_stay_in_memory_of_a_server_that_flaps(make_pod: PodMaker) -> None:
+    """Where one adapter is loaded a heartbeat, what does not fit still goes first."""
+    server = FakeConfig(check_files=False, max_cpu_loras=4, load_delay=0.05)
+    async with make_pod(ADAPTERS, server=server, more=", max_cpu_loras: 4") as pod:
+        for _ in range(3):
+            await pod.until_listed(*EIGHT)
+            await pod.server.restart()
+        await pod.until_listed(*EIGHT, within=90)
+        assert ConditionType.SERVER_FLAPPING in {one.type for one in pod.status.conditions}
+        assert pod.loads() == ["p3", "p2", "p1", "p0", "p7", "p6", "p5", "p4"]
+        assert resident(pod) == {"p7", "p6", "p5", "p4"}
+
+
 async def test_without_the_figure_the_most_important_come_first(make_pod: PodMaker) -> None:
     """Nothing is known of the engine's memory, so the order is that of importance."""
     async with make_pod(ADAPTERS, server=FakeConfig(check_files=False, max_cpu_loras=4, load_delay=0.05)) as pod:
