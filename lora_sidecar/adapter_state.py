@@ -15,6 +15,7 @@ from lora_sidecar.desired import is_listed_path
 from lora_sidecar.history import clipped
 from lora_sidecar.model import Adapter, Desired, FailureKind, Suspect
 from lora_sidecar.pacing import flapping
+from lora_sidecar.suspects import died
 from lora_sidecar.verification import Trial, Trials
 from lora_sidecar.work import Attempt, Bar, Phase, Stage, Swap, Work
 
@@ -155,10 +156,7 @@ def _missing(adapter: Adapter, desired: Desired, work: Work) -> tuple[AdapterSta
 
 
 def _suspicion(suspect: Suspect | None) -> str:
-    if suspect is None or not suspect.deaths:
-        return ""
-    times = "once" if suspect.deaths == 1 else f"{suspect.deaths} times"
-    return f"suspected: the server died {times} while it was being loaded"
+    return "" if suspect is None or not suspect.deaths else f"suspected: {died(suspect.deaths)}"
 
 
 def _replacing(swap: Swap | None) -> str:

@@ -89,7 +89,7 @@ def _told(adapter: Adapter, deaths: int) -> Fact:
         adapter=adapter.name,
         path=adapter.path,
         deaths=deaths,
-        reason=f"the server died {_times(deaths)} while this adapter was being loaded or probed; {what}",
+        reason=f"{died(deaths)}; {what}",
     )
 
 
@@ -135,11 +135,14 @@ def quarantined(
         suspect, served = desired.suspects.get(name), probation.get(name)
         if suspect is not None and served is not None and served.until > now:
             length = format_duration(sentence_of(suspect.deaths, backoff))
-            reason = (
-                f"the server died {_times(suspect.deaths)} while it was being loaded or probed; held back for {length}"
-            )
+            reason = f"{died(suspect.deaths)}; held back for {length}"
             held[name] = Barred(Bar.QUARANTINED, reason)
     return held
+
+
+def died(deaths: int) -> str:
+    """What a suspect is suspected of."""
+    return f"the server died {_times(deaths)} while it was being loaded or probed"
 
 
 def _times(count: int) -> str:

@@ -61,9 +61,9 @@ def test_a_suspect_is_called_one_before_and_after_it_is_listed() -> None:
     world.see(start_time=200.0)
     found, why, _ = state(world, "a")
     assert found == "missing"
-    assert why == "suspected: the server died once while it was being loaded; it is loaded last and alone"
+    assert why == "suspected: the server died once while it was being loaded or probed; it is loaded last and alone"
     world.see("a", "b", start_time=200.0)
-    assert state(world, "a")[:2] == ("listed", "suspected: the server died once while it was being loaded")
+    assert state(world, "a")[:2] == ("listed", "suspected: the server died once while it was being loaded or probed")
     for life in (300.0, 400.0):
         world.see(start_time=life)
     assert "the server keeps dying" in state(world, "b")[1]
