@@ -29,6 +29,9 @@ Replace = Literal["never", "safe", "always"]
 _UNDER_WAY = frozenset({Stage.UNLOADING, Stage.LOADING, Stage.REVERTING})
 
 
+_PAUSED = "it waits: loads and unloads are paused"
+
+
 class Rule(Struct, frozen=True):
     """The part of the policy that decides; `declares` is whether the config names any adapter at all."""
 
@@ -203,9 +206,12 @@ def retire(
         if adapter.origin is not Origin.DECLARED or path is None or is_listed_path(adapter, path):
             continue
         if name in swaps:
-            reasons[name] = swaps[name].why or "it is being replaced"
+            waits = desired.paused is not None and swaps[name].stage in _UNDER_WAY
+            reasons[name] = _PAUSED if waits else swaps[name].why or "it is being replaced"
         elif refused:
             reasons[name] = refused
+        elif desired.paused is not None:
+            reasons[name] = _PAUSED
         elif steady and not any(swap.stage in _UNDER_WAY for swap in swaps.values()):
             swaps[name] = Swap(path, adapter.path)
             reasons[name] = "it is being replaced"

@@ -213,3 +213,28 @@ async def test_a_probe_that_fails_under_a_living_server_accuses_nobody(make_pod:
         await pod.until_listed("one", "two")
         await asyncio.sleep(10)
         assert pod.status.desired.suspects == {}
+
+
+async def test_a_probe_of_a_former_path_that_kills_the_server_accuses_nobody(make_pod: PodMaker) -> None:
+    """What is listed from elsewhere than the config says is not what will be loaded after the death."""
+
+    async def deadly(request: web.Request) -> web.StreamResponse:
+        if (await request.json())["model"] == "two":
+            pod.server.engine.die()
+            return web.json_response({"error": {"message": "EngineCore encountered an issue."}}, status=500)
+        answer: web.StreamResponse = await pod.server.routes._complete(request)
+        return answer
+
+    async with make_pod("", f"{PROBE}\npolicy: {{replace: never}}") as pod:
+        await pod.until(lambda: pod.status.beats > 0, 10)
+        await pod.somebody_loads("two", "/adapters/former")
+        pod.reconfigure(TWO)
+        pod.server.override(*COMPLETE, deadly, times=None)
+        await pod.server.engine.death()
+        await pod.until(lambda: pod.status.work.server.phase is Phase.DOWN, 10)
+        await pod.server.kill()
+        pod.server.behave()
+        await pod.server.start()
+        await pod.until_listed("one", "two")
+        assert pod.status.desired.suspects == {}
+        assert pod.of(Event.RESTORE_SUSPECTED) == []

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from lora_sidecar.events import Event
-from lora_sidecar.model import FailureKind
+from lora_sidecar.model import FailureKind, Paused
 from lora_sidecar.replacement import Replace, Rule, keys_by_path, refusal
 from lora_sidecar.work import ConditionType
 from tests.support.core import BORN, World, card, declared, failure, rules
@@ -246,3 +247,22 @@ def test_a_prune_that_fails_is_tried_again_slowly() -> None:
     world.see("sql", "chat", after=61.0, version=SAFE)
     assert retires(world) == ["sql"]
     assert len(world.told(Event.UNLOAD_FAILED)) == 1
+
+
+def test_a_pause_begins_no_replacement_and_holds_one_that_was_begun() -> None:
+    """Nothing is unloaded while an operator wants nothing to be, and the reason is theirs; afterwards it goes on."""
+    world = changed()
+    world.desired = replace(world.desired, paused=Paused("maintenance"))
+    world.see(OLD, version=SAFE)
+    assert (retires(world), world.work.swaps) == ([], {})
+    assert "paused" in why(world)
+    world.desired = replace(world.desired, paused=None)
+    world.see(OLD, version=SAFE)
+    assert retires(world) == ["sql"]
+    world.desired = replace(world.desired, paused=Paused("maintenance"))
+    world.see(OLD, version=SAFE)
+    assert retires(world) == []
+    assert "paused" in why(world)
+    world.desired = replace(world.desired, paused=None)
+    world.see(OLD, version=SAFE)
+    assert retires(world) == ["sql"]
