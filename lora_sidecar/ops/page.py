@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote, urlencode
 
+from lora_sidecar.ops.document import Document
 from lora_sidecar.ops.html import Html, element, joined, verbatim
 from lora_sidecar.ops.query import PAGE_SIZE, Query
 from lora_sidecar.ops.sections import adapters, condition, events, server_card
-from lora_sidecar.ops.status import Document
 from lora_sidecar.ops.timeline import window_for
 from lora_sidecar.ops.wording import Mood, headline, seconds_between
 

@@ -11,9 +11,17 @@ from typing import Final
 
 from lora_sidecar.adapter_state import AdapterState
 from lora_sidecar.history import clipped
+from lora_sidecar.ops.document import (
+    AdapterView,
+    ConditionView,
+    Document,
+    EventView,
+    RecoveryView,
+    ServerView,
+    SpanView,
+)
 from lora_sidecar.ops.html import Html, element, joined
 from lora_sidecar.ops.query import Query
-from lora_sidecar.ops.status import AdapterView, ConditionView, Document, EventView, RecoveryView, ServerView, SpanView
 from lora_sidecar.ops.timeline import WINDOWS, drawn
 from lora_sidecar.ops.wording import (
     CONDITIONS,

@@ -8,141 +8,34 @@ that need attention first, every text has a limit, and what is left out is count
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Final, Literal
+from collections.abc import Callable
+from typing import Final
 
 import msgspec
-from msgspec import Struct
 
 from lora_sidecar import __version__
 from lora_sidecar.adapter_state import AdapterState, AdapterStatus, WithdrawnStatus, withdrawn_of
 from lora_sidecar.history import EVENTS_KEPT, Entry, Recovered, Span, clipped
 from lora_sidecar.log import dates
+from lora_sidecar.ops.document import (
+    VERSION,
+    AdapterPage,
+    AdapterView,
+    ConditionView,
+    Document,
+    EventView,
+    RecoveryView,
+    ServerView,
+    SpanView,
+)
 from lora_sidecar.ops.query import Query
 from lora_sidecar.status import ServerStatus, Snapshot, not_live, not_ready
 from lora_sidecar.work import Condition, Phase
-
-VERSION: Final = 1
-"""Of the document: raised when a field is removed or changes its meaning, not when one is added."""
 
 NOT_READY_SHOWN: Final = 20
 
 Date = Callable[[float], str]
 Shown = AdapterStatus | WithdrawnStatus
-
-
-class ConditionView(Struct, frozen=True):
-    """A condition that holds."""
-
-    type: str
-    message: str
-    hint: str
-
-
-class AdapterView(Struct, frozen=True):
-    """One adapter, desired or withdrawn.
-
-    Of one that was withdrawn, `path` and `origin` are what the config says of it, null where it says nothing. `proven`
-    is whether it answered its last probe by inference, and not as the base model does.
-    """
-
-    server: str
-    name: str
-    path: str | None
-    origin: str | None
-    required: bool
-    priority: int
-    state: str
-    reason: str
-    since: str | None
-    proven: bool
-
-
-class SpanView(Struct, frozen=True):
-    """A life of the server (phase up) or an absence of it; `ended` is null while it lasts."""
-
-    phase: str
-    incarnation: int
-    began: str
-    ended: str | None
-    seconds: float
-    reason: str
-
-
-class RecoveryView(Struct, frozen=True):
-    """A way back; `ended`, `restored` and `failed` are null while it lasts, `outage_seconds` where there was none."""
-
-    began: str
-    ended: str | None
-    seconds: float
-    lost: int
-    restored: int | None
-    failed: int | None
-    outage_seconds: float | None
-
-
-class ServerView(Struct, frozen=True):
-    """One server; `adapters` counts its adapters by state. `failing` is why its own container should be ended."""
-
-    name: str
-    phase: str
-    since: str
-    reason: str
-    detail: str
-    hint: str
-    failing: str
-    incarnation: int
-    last_good: str | None
-    heartbeats: int
-    heartbeat_ended: str | None
-    heartbeat_seconds: float
-    verdict: str
-    checkpoint_generation: int
-    adapters: Mapping[str, int]
-    conditions: tuple[ConditionView, ...]
-    timeline: tuple[SpanView, ...]
-    recoveries: tuple[RecoveryView, ...]
-
-
-class AdapterPage(Struct, frozen=True):
-    """The adapters asked for: `total` are desired or withdrawn, `matching` of them match, `items` are this page."""
-
-    total: int
-    matching: int
-    offset: int
-    limit: int
-    items: tuple[AdapterView, ...]
-
-
-class EventView(Struct, frozen=True):
-    """An event, or `count` of them of which this is the newest; `server` is "" for the process itself."""
-
-    at: str
-    level: str
-    event: str
-    server: str
-    text: str
-    count: int
-
-
-class Document(Struct, frozen=True):
-    """What `/status` answers."""
-
-    format: Literal["lora-sidecar/status"]
-    version: int
-    at: str
-    revision: int
-    sidecar_version: str
-    started: str
-    ready: bool
-    live: bool
-    not_ready: tuple[str, ...]
-    not_live: tuple[str, ...]
-    config_generation: int
-    conditions: tuple[ConditionView, ...]
-    servers: tuple[ServerView, ...]
-    adapters: AdapterPage
-    events: tuple[EventView, ...]
 
 
 def document(snapshot: Snapshot, query: Query) -> Document:

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from lora_sidecar.adapter_state import AdapterState
 from lora_sidecar.events import Event
-from lora_sidecar.ops.status import Document, ServerView
+from lora_sidecar.ops.document import Document, ServerView
 from lora_sidecar.work import ConditionType, Phase
 
 
