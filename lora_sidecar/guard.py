@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from msgspec.structs import replace
 
-from lora_sidecar.capacity import first_tier, noticed, too_many
+from lora_sidecar.capacity import crowded, exchanged, first_tier, too_many
 from lora_sidecar.config import BackoffConfig
 from lora_sidecar.desired import same_base
 from lora_sidecar.events import Event, Fact, legible, warning
@@ -51,14 +51,15 @@ def judge_suspects(
     return desired, replace(work, probation=probation), facts
 
 
-def notice_limit(desired: Desired, work: Work, held: Mapping[str, str], *, restarted: bool) -> Work:
+def notice_limit(desired: Desired, work: Work, held: Mapping[str, str], now: float, *, restarted: bool) -> Work:
     """See whether loads pushed others out of the listing; `held` are the listed names, and those known to be evicted.
 
     Of an engine that tells how many it lists, `eviction` says what was pushed out; this is for one that does not.
     """
     before = () if work.last is None or restarted else [card.name for card in work.last.adapters]
-    known = desired.adapters.keys() & desired.listed
-    return replace(work, crowd=noticed(work.crowd, before, held, work.attempts, known))
+    # What we unloaded ourselves, to replace or to defuse it, is not counted as listed any more.
+    exchange = exchanged(before, held, work.attempts, desired.listed & desired.adapters.keys())
+    return replace(work, crowd=crowded(work.crowd, exchange, len(held), now))
 
 
 def hold_back(
