@@ -74,25 +74,26 @@ def test_everything_that_holds_is_said_at_once() -> None:
             "q": Barred(Bar.QUARANTINED, "worse"),
             "f": Barred(Bar.FILES_GONE, "away"),
             "r": Barred(Bar.CAPACITY, "no room"),
+            "base": Barred(Bar.NAME_TAKEN, "taken"),
+            "other": Barred(Bar.BASE_MODEL, "foreign"),
         },
         spoilt={"s": "/s is gone"},
         drift=Drift(replaced=frozenset("abc")),
         path_reasons={"a": "policy.replace is never"},
     )
     missing = {name: adapter(name) for name in "bcn"}
-    blocked = {"base": "taken", "other": "foreign"}
-    held = conditions_of(work, observed(NOW), known, missing, blocked, {"u": "rule"}, "kept")
+    held = conditions_of(work, observed(NOW), known, missing, {"u": "rule"}, "kept")
 
     assert [(one.type, one.message) for one in held] == [
         (ConditionType.LOADING_REFUSED, "a key is needed"),
         (ConditionType.ENGINE_STATE_UNKNOWN, "no metrics"),
-        (ConditionType.ADAPTER_NAME_TAKEN, "base: taken"),
-        (ConditionType.BASE_MODEL_CHANGED, "other: foreign"),
         (ConditionType.SERVER_FLAPPING, "3 lives of the server began within 10 minutes"),
         (ConditionType.ADAPTER_FAILING, "b: no files"),
         (ConditionType.ADAPTER_FILES_MISSING, "f: away; s: /s is gone"),
         (ConditionType.ADAPTER_QUARANTINED, "p: poison; q: worse"),
         (ConditionType.CAPACITY_EXCEEDED, "r: no room"),
+        (ConditionType.ADAPTER_NAME_TAKEN, "base: taken"),
+        (ConditionType.BASE_MODEL_CHANGED, "other: foreign"),
         (
             ConditionType.ADAPTER_PATH_DIFFERS,
             "a: listed with another path than the configured /adapters/a; policy.replace is never",
@@ -102,7 +103,7 @@ def test_everything_that_holds_is_said_at_once() -> None:
     ]
     assert all(one.hint for one in held)
     assert held[0].hint == "the key in api_key_file must be one that the server was started with"
-    assert conditions_of(Work(), observed(NOW), known, missing, {}, {}) == ()
+    assert conditions_of(Work(), observed(NOW), known, missing, {}) == ()
 
 
 def test_a_server_that_can_load_nothing_says_so() -> None:
@@ -111,8 +112,8 @@ def test_a_server_that_can_load_nothing_says_so() -> None:
         hold=Hold(Failure(FailureKind.SERVER_SETUP, "LoRA is off"), 1, NOW),
         withheld=Withheld(Wakefulness.ASLEEP, "it sleeps"),
     )
-    on = conditions_of(work, observed(NOW), {}, {}, {}, {})
-    off = conditions_of(work, observed(NOW, runtime_loading=False), {}, {}, {}, {})
+    on = conditions_of(work, observed(NOW), {}, {}, {})
+    off = conditions_of(work, observed(NOW, runtime_loading=False), {}, {}, {})
 
     setup = "the server was started so that it can load no adapter; see its message"
     assert on[0] == Condition(ConditionType.LOADING_REFUSED, "LoRA is off", setup)
@@ -125,7 +126,7 @@ def test_a_server_that_can_load_nothing_says_so() -> None:
 def test_a_path_that_differs_without_a_reason_is_only_named() -> None:
     """The reason comes with the first plan."""
     work = Work(drift=Drift(replaced=frozenset("a")))
-    (one,) = conditions_of(work, observed(NOW), {"a": DECLARED}, {}, {}, {})
+    (one,) = conditions_of(work, observed(NOW), {"a": DECLARED}, {}, {})
 
     assert one.message == "a: listed with another path than the configured /adapters/a"
 

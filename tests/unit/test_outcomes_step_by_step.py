@@ -19,15 +19,19 @@ from lora_sidecar.model import (
 from lora_sidecar.work import (
     Attempt,
     Hold,
+    Swap,
     Work,
 )
-from tests.support.core import adapter, failure, observed
+from tests.support.core import adapter, desired, failure, observed
 
 NOW = 1_000.0
 RULE = BackoffConfig()
 CLOCK = Clock(NOW, 0.0)
 GONE = failure(FailureKind.FILES, "no files")
 DEAD = failure(FailureKind.ENGINE, "dead", 500)
+
+
+KNOWN = desired(*map(adapter, "abx"))
 
 
 def told(facts: tuple[Fact, ...]) -> list[tuple[Event, Level, str, dict[str, object]]]:
@@ -43,19 +47,19 @@ def ended(result: Accepted | Failure | Withheld, name: str = "a", incarnation: i
 def test_a_load_that_went_well_lifts_what_held_all_back() -> None:
     """And is noted with its time and what was seen of its files."""
     held = Work(hold=Hold(DEAD, 1, NOW), withheld=Withheld(Wakefulness.ASLEEP, "z"), attempts={"a": Attempt(2, GONE)})
-    after, facts = absorb_loads(held, [ended(Accepted())], observed(NOW), 1, RULE, CLOCK)
+    after, facts = absorb_loads(held, [ended(Accepted())], observed(NOW), KNOWN, RULE, CLOCK)
 
     looked = Looked("print", doubts=("d",))
     assert after.attempts["a"] == Attempt(2, GONE, 0.0, 990.0, 2.0004, accepted=True, fresh=True, looked=looked)
     assert (after.hold, after.withheld, after.load_ended, facts) == (None, None, 990.0, ())
-    again, _ = absorb_loads(held, [ended(Accepted(already=True))], observed(NOW), 1, RULE, CLOCK)
+    again, _ = absorb_loads(held, [ended(Accepted(already=True))], observed(NOW), KNOWN, RULE, CLOCK)
     assert not again.attempts["a"].fresh
 
 
 def test_loads_of_another_life_are_passed_over_and_those_after_them_are_not() -> None:
     """The last one that ended is remembered, whatever the order they are told in."""
     outcomes = [ended(Accepted(), "x", 9, 999.0), ended(Accepted(), "a"), ended(Accepted(), "b", at=980.0)]
-    after, _ = absorb_loads(Work(), outcomes, observed(NOW), 1, RULE, CLOCK)
+    after, _ = absorb_loads(Work(), outcomes, observed(NOW), KNOWN, RULE, CLOCK)
 
     assert sorted(after.attempts) == ["a", "b"]
     assert after.load_ended == 990.0
@@ -64,7 +68,9 @@ def test_loads_of_another_life_are_passed_over_and_those_after_them_are_not() ->
 def test_a_load_that_was_not_sent_is_no_attempt() -> None:
     """The reason is kept; what was tried before stays."""
     asleep = Withheld(Wakefulness.ASLEEP, "z")
-    after, facts = absorb_loads(Work(attempts={"a": Attempt(1, GONE)}), [ended(asleep)], observed(NOW), 1, RULE, CLOCK)
+    after, facts = absorb_loads(
+        Work(attempts={"a": Attempt(1, GONE)}), [ended(asleep)], observed(NOW), KNOWN, RULE, CLOCK
+    )
 
     assert (after.withheld, after.attempts, facts) == (asleep, {"a": Attempt(1, GONE)}, ())
 
@@ -72,7 +78,7 @@ def test_a_load_that_was_not_sent_is_no_attempt() -> None:
 def test_a_failed_load_is_counted_waits_and_is_told() -> None:
     """With the server's own sentence."""
     before = Work(withheld=Withheld(Wakefulness.ASLEEP, "z"), attempts={"a": Attempt(1, DEAD, listed_since=5.0)})
-    after, facts = absorb_loads(before, [ended(GONE)], observed(NOW), 1, RULE, CLOCK)
+    after, facts = absorb_loads(before, [ended(GONE)], observed(NOW), KNOWN, RULE, CLOCK)
 
     looked = Looked("print", doubts=("d",))
     assert after.attempts["a"] == Attempt(2, GONE, NOW + 1.0, 990.0, 2.0004, looked=looked)
@@ -94,11 +100,11 @@ def test_a_fault_of_the_server_holds_everything(kind: FailureKind) -> None:
     """A refused key or set-up, longer each time; what names the adapter lifts it; the rest says nothing of it."""
     one = failure(kind)
     before = Work(hold=Hold(DEAD, 1, 5.0))
-    after, _ = absorb_loads(before, [ended(one)], observed(NOW), 1, RULE, CLOCK)
+    after, _ = absorb_loads(before, [ended(one)], observed(NOW), KNOWN, RULE, CLOCK)
 
     if kind in (FailureKind.SERVER_SETUP, FailureKind.UNAUTHORIZED, FailureKind.LOCAL):
         assert after.hold == Hold(one, 2, NOW + 1.0)
-        first, _ = absorb_loads(Work(), [ended(one)], observed(NOW), 1, RULE, CLOCK)
+        first, _ = absorb_loads(Work(), [ended(one)], observed(NOW), KNOWN, RULE, CLOCK)
         assert first.hold == Hold(one, 1, NOW + 0.5)
     elif kind in (FailureKind.FILES, FailureKind.ADAPTER, FailureKind.UNCLASSIFIED):
         assert after.hold is None
@@ -161,3 +167,19 @@ def test_what_is_neither_listed_nor_desired_is_forgotten() -> None:
     assert len(facts) == 1
     none: dict[str, Attempt] = {}
     assert settle(none, {}, {}, NOW, RULE, CLOCK) == (none, ())
+
+
+def test_a_load_from_a_path_that_is_wanted_no_more_is_only_told() -> None:
+    """It says nothing of the adapter; a replacement that goes back wants its former path."""
+    late = Outcome(adapter("a", path="/former"), 1, GONE, 990.0, 2.0)
+    before = Work(attempts={"a": Attempt(1, DEAD)})
+    after, facts = absorb_loads(before, [late], observed(NOW), KNOWN, RULE, CLOCK)
+
+    assert after.attempts == before.attempts
+    assert facts[0].fields["consecutive"] == 1
+    swapping = replace(before, swaps={"a": Swap("/former", "/adapters/a")})
+    assert absorb_loads(swapping, [late], observed(NOW), KNOWN, RULE, CLOCK)[0].attempts["a"].failures == 2
+    other = replace(before, swaps={"a": Swap("/else", "/adapters/a")})
+    assert absorb_loads(other, [late], observed(NOW), KNOWN, RULE, CLOCK)[0].attempts == before.attempts
+    stranger = replace(late, adapter=adapter("s", path="/s"))
+    assert absorb_loads(before, [stranger], observed(NOW), KNOWN, RULE, CLOCK)[0].attempts["s"].failures == 1

@@ -13,12 +13,8 @@ from lora_sidecar.intents import (
     Resume,
     Unload,
     already_loaded,
-    progress,
     receive,
-    refusal,
-    refused,
     retract,
-    under_way,
     withdraw,
 )
 from lora_sidecar.model import (
@@ -38,6 +34,7 @@ from lora_sidecar.model import (
     Withdrawn,
     Withheld,
 )
+from lora_sidecar.replies import progress, refusal, refused, under_way
 from lora_sidecar.work import Attempt, Bar, Barred, Hold, Phase, Plan, ServerState, Verdict, Work
 from tests.support.core import BASE, NOTHING, adapter, card, desired, failure, observed, unknown
 

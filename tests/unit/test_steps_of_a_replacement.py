@@ -5,7 +5,7 @@ from msgspec.structs import replace
 
 from lora_sidecar.config import BackoffConfig
 from lora_sidecar.events import Event, Level
-from lora_sidecar.model import Accepted, Failure, FailureKind, Origin, Retired
+from lora_sidecar.model import Accepted, Failure, FailureKind, Origin, Paused, Retired
 from lora_sidecar.replacement import Rule, Seen, absorb, advance, keys_by_path, refusal, retire, source, spared
 from lora_sidecar.work import Attempt, Retire, Stage, Swap, Work
 from tests.support.core import adapter, desired, failure
@@ -184,7 +184,7 @@ def ended(result: Accepted | Failure, work: Work, incarnation: int = 1) -> Work:
 
 
 def test_what_came_of_a_retirement_is_noted() -> None:
-    """When the server said so; files that are not there or right may still come, anything else is for good."""
+    """When the server said so; whatever was in the way may pass, since nothing was touched."""
     swapping = Work(swaps={"a": SWAP, "b": SWAP}, prunes={"x": Attempt()})
     no_files = ended(failure(FailureKind.FILES, "no files"), swapping)
     wrong = ended(failure(FailureKind.ADAPTER, "no"), swapping)
@@ -194,7 +194,7 @@ def test_what_came_of_a_retirement_is_noted() -> None:
     refused = at_stage(Stage.REFUSED, why="no files", retry_at=NOW + RULE.max)
     assert (no_files.swaps["a"], no_files.prunes) == (refused, {"x": Attempt()})
     assert wrong.swaps["a"] == at_stage(Stage.REFUSED, why="no", retry_at=NOW + RULE.max)
-    assert dead.swaps["a"] == at_stage(Stage.REFUSED, why="dead", retry_at=float("inf"))
+    assert dead.swaps["a"] == at_stage(Stage.REFUSED, why="dead", retry_at=NOW + RULE.max)
     assert ended(Accepted(), swapping, incarnation=2) == swapping
 
 
@@ -332,3 +332,19 @@ def test_the_former_path_is_loaded_while_a_replacement_is_undone() -> None:
     assert source(A, {"a": at_stage(Stage.REVERTING)}) == replace(A, path=OLD)
     assert source(A, {"a": at_stage(Stage.LOADING)}) is A
     assert source(A, {"b": at_stage(Stage.REVERTING)}) is A
+
+
+def test_a_pause_holds_replacements_up_and_says_so() -> None:
+    """What is under way as well; what came to an end keeps its own reason."""
+    known = replace(desired(A, B), paused=Paused())
+    seen = Seen({"a": OLD, "b": OLD}, NOW)
+    waits = "it waits: loads and unloads are paused"
+
+    for swap in (SWAP, at_stage(Stage.LOADING, why="x"), at_stage(Stage.REVERTING, why="x")):
+        after, _ = retire(known, Work(swaps={"a": swap}), seen, ALWAYS, NOW, steady=True)
+        assert after.path_reasons == {"a": waits, "b": waits}
+        assert after.swaps == {"a": swap}
+    after, _ = retire(known, Work(swaps={"a": at_stage(Stage.REFUSED, why="x")}), seen, ALWAYS, NOW, steady=True)
+    assert after.path_reasons == {"a": "x", "b": waits}
+    after, _ = retire(known, Work(), seen, Rule("never"), NOW, steady=True)
+    assert after.path_reasons == {"a": "policy.replace is never", "b": "policy.replace is never"}

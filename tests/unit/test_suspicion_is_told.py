@@ -20,10 +20,10 @@ BOTH = desired(adapter("a"), adapter("b"))
         (
             1,
             Event.RESTORE_SUSPECTED,
-            "once while this adapter was being loaded or probed; it is loaded last and alone from now on",
+            "once while it was being loaded or probed; it is loaded last and alone from now on",
         ),
-        (2, Event.RESTORE_QUARANTINED, "twice while this adapter was being loaded or probed; it is held back"),
-        (3, Event.RESTORE_QUARANTINED, "3 times while this adapter was being loaded or probed; it is held back"),
+        (2, Event.RESTORE_QUARANTINED, "twice while it was being loaded or probed; it is held back"),
+        (3, Event.RESTORE_QUARANTINED, "3 times while it was being loaded or probed; it is held back"),
     ],
 )
 def test_each_death_is_told_with_what_follows(deaths: int, event: Event, reason: str) -> None:

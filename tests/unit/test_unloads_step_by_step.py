@@ -9,10 +9,11 @@ from lora_sidecar.model import (
     Accepted,
     FailureKind,
     Origin,
+    Retired,
     Unloaded,
     Withdrawn,
 )
-from lora_sidecar.unloads import absorb_unloads, due_unloads, settle_unloads
+from lora_sidecar.unloads import absorb_unloads, due_unloads, settle_unloads, unloaded_by_us
 from lora_sidecar.work import (
     Attempt,
     Work,
@@ -38,7 +39,7 @@ def test_unloads_are_noted_counted_and_told() -> None:
     after, facts = absorb_unloads(before, over, 1, RULE, CLOCK)
 
     assert after.unloads == {
-        "a": Attempt(ended_at=990.0, accepted=True),
+        "a": Attempt(not_before=NOW + RULE.max, ended_at=990.0, accepted=True),
         "b": Attempt(2, DEAD, NOW + 1.0, ended_at=991.0),
     }
     fields = {"adapter": "b", "kind": "engine", "status": 500, "message": "dead", "consecutive": 2}
@@ -96,9 +97,6 @@ def test_what_somebody_loaded_again_is_declared_again() -> None:
 
 def test_unloads_fall_due_in_order_and_after_their_wait() -> None:
     """Undecided ones wait for a listing; the next one's end is known."""
-    known = replace(
-        desired(), withdrawn={n: Withdrawn() for n in "gfedcba"} | {"z": Withdrawn(DECLARED, pending=False)}
-    )
     unloads = {
         "a": Attempt(not_before=NOW),
         "b": Attempt(not_before=NOW + 7.0),
@@ -108,5 +106,20 @@ def test_unloads_fall_due_in_order_and_after_their_wait() -> None:
         "f": Attempt(ended_at=NOW),
     }
 
-    assert due_unloads(known, unloads, NOW, NOW) == (("a", "f", "g"), NOW + 5.0)
-    assert due_unloads(desired(), unloads, NOW, NOW) == ((), None)
+    assert due_unloads("gfedcba", unloads, NOW, NOW) == (("g", "f", "a"), NOW + 5.0)
+    assert due_unloads("", unloads, NOW, NOW) == ((), None)
+
+
+def test_what_we_unloaded_ourselves_counts_as_never_listed() -> None:
+    """In this life, and where the server said so."""
+    known = desired(*map(adapter, "abcd"))
+    ended = [
+        Unloaded("a", 1, Accepted(), 1.0),
+        Retired("b", 1, Accepted(), 1.0),
+        Unloaded("c", 1, DEAD, 1.0),
+        Unloaded("d", 9, Accepted(), 1.0),
+    ]
+
+    assert unloaded_by_us(known, ended).listed == {"c", "d"}
+    assert unloaded_by_us(known, ended[2:]) is known
+    assert unloaded_by_us(known, [Unloaded("x", 1, Accepted(), 1.0)]) is known

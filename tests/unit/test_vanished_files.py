@@ -9,7 +9,7 @@ from lora_sidecar.files import clear_changed, gone_before_load, missing_files, p
 from lora_sidecar.guard import defuse, hold_back
 from lora_sidecar.model import Files, Looked, Origin, Sight, Suspect
 from lora_sidecar.work import Attempt, Bar, Barred, Crowd, Probation, Work
-from tests.support.core import adapter, desired, failure
+from tests.support.core import BASE, adapter, card, desired, failure, observed
 
 RULE = BackoffConfig()
 HERE = Files(Sight.PRESENT, "now")
@@ -97,19 +97,33 @@ def test_what_must_not_be_loaded_says_why() -> None:
     work = Work(probation={"a": Probation(2, 100.0)}, crowd=Crowd(2, 1))
     missing = {n: adapter(n) for n in "abc"}
     files = {"/adapters/a": GONE, "/adapters/b": GONE, "/d": GONE, "/s": GONE}
-    listed = {"d": "/d", "stranger": "/s"}
+    seen = observed(1.0, card("d", "/d"), card("stranger", "/s"))
     full = Barred(Bar.CAPACITY, "4 wanted, 1 fit: loading one makes another vanish")
     poison = Barred(Bar.QUARANTINED, "the server died twice while it was being loaded or probed; held back for 1h")
     gone = Barred(Bar.FILES_GONE, "/adapters/b is gone")
 
-    asked = hold_back(known, work, missing, listed, files, RULE, 99.0, unload_gone=False)
+    asked = hold_back(known, work, missing, seen, files, RULE, 99.0, unload_gone=False)
     assert asked.barred == {"a": poison, "b": full, "c": full}
     assert asked.spoilt == {"d": "/d is gone"}
     assert asked.files is files
-    kept = hold_back(known, work, missing, listed, files, RULE, 99.0, unload_gone=True)
+    kept = hold_back(known, work, missing, seen, files, RULE, 99.0, unload_gone=True)
     assert kept.barred == {"a": Barred(Bar.FILES_GONE, "/adapters/a is gone"), "b": gone, "c": full}
-    over = hold_back(known, replace(work, crowd=Crowd()), missing, listed, {}, RULE, 100.0, unload_gone=True)
+    over = hold_back(known, replace(work, crowd=Crowd()), missing, seen, {}, RULE, 100.0, unload_gone=True)
     assert (over.barred, over.spoilt) == ({}, {})
+
+
+def test_what_does_not_belong_beside_the_served_models_is_not_loaded() -> None:
+    """A name that one of them has, or an adapter of another model; that comes before the want of room."""
+    missing = {"base": adapter("base"), "b": adapter("b", base="/models/other"), "c": adapter("c")}
+    known = desired(*missing.values())
+    work = Work(crowd=Crowd(2, 1))
+    seen = observed(1.0)
+    found = hold_back(known, work, missing, seen, {}, RULE, 0.0, unload_gone=False).barred
+
+    assert found == {
+        BASE.id: Barred(Bar.NAME_TAKEN, "its name is that of a served base model"),
+        "b": Barred(Bar.BASE_MODEL, "it was learned on another base model, /models/other"),
+    }
 
 
 def test_changed_files_cut_a_wait_down_to_the_plain_backoff() -> None:

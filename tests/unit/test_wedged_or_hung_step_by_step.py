@@ -3,12 +3,10 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from lora_sidecar.attempts import Clock
-from lora_sidecar.conditions import conditions_of
 from lora_sidecar.config import BackoffConfig, ServerHealthConfig
 from lora_sidecar.health import PROVEN_AFTER, Health, examine, failing, suspects_hang
 from lora_sidecar.health import conditions_of as health_conditions
 from lora_sidecar.model import (
-    BaseModel,
     FailureKind,
     Pulse,
     Reason,
@@ -18,9 +16,8 @@ from lora_sidecar.work import (
     ConditionType,
     Phase,
     ServerState,
-    Work,
 )
-from tests.support.core import failure, observed
+from tests.support.core import failure
 
 NOW = 1_000.0
 RULE = BackoffConfig()
@@ -146,11 +143,3 @@ def test_a_container_is_ended_only_for_what_is_proven() -> None:
     assert health_conditions(Health(wedged="w", hung="h")) == (Condition(ConditionType.SERVER_WEDGED, "w", ends),)
     assert health_conditions(Health(hung="h")) == (Condition(ConditionType.SERVER_HUNG, "h", ends),)
     assert health_conditions(Health()) == ()
-
-
-def test_several_base_models_are_told_apart() -> None:
-    """A name that any of them has is taken."""
-    seen = observed(NOW, bases=(BaseModel("m", "/m"), BaseModel("n", "/m")))
-    (one,) = conditions_of(Work(), seen, {}, {}, {"m": "x", "n": "y"}, {})
-
-    assert (one.type, one.message) == (ConditionType.ADAPTER_NAME_TAKEN, "m: x; n: y")
