@@ -113,7 +113,7 @@ def test_unloads_fall_due_in_order_and_after_their_wait() -> None:
 def test_what_we_unloaded_ourselves_counts_as_never_listed() -> None:
     """In this life, and where the server said so."""
     known = desired(*map(adapter, "abcd"))
-    ended = [
+    ended: list[Unloaded | Retired] = [
         Unloaded("a", 1, Accepted(), 1.0),
         Retired("b", 1, Accepted(), 1.0),
         Unloaded("c", 1, DEAD, 1.0),
