@@ -1,6 +1,7 @@
 """Runs the benchmarks, prints their tables, and writes JSON and plots.
 
 python -m benchmarks [--real] [--only NAME ...] [--out FOLDER]
+python -m benchmarks --only hour [--minutes 60]
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from benchmarks import cost, fleet, outages, pods
+from benchmarks import cost, fleet, memory, outages, pods, saves
 from benchmarks.figures import Figures
 from tests.support.servers import Kind
 
@@ -26,9 +27,6 @@ Case = Callable[[Path], Awaitable[Figures]]
 def cases(kind: Kind) -> dict[str, Case]:
     """The benchmarks by name; with a real vLLM those that it makes a difference to."""
     real = kind is Kind.REAL
-
-    async def checkpoint(folder: Path) -> Figures:
-        return await asyncio.to_thread(cost.checkpoint, folder, (10, 100, 1000, 10_000), 41)
 
     async def storm(folder: Path) -> Figures:
         del folder
@@ -44,15 +42,18 @@ def cases(kind: Kind) -> dict[str, Case]:
     return served | {
         "outage": lambda folder: outages.outage(kind, folder, (1, 10, 50, 200), 3),
         "heartbeat": lambda folder: cost.heartbeat(folder, (10, 100, 1000, 10_000), 21),
-        "checkpoint": checkpoint,
-        "footprint": lambda folder: cost.footprint(folder, (1, 8), 300),
+        "checkpoint": saves.checkpoint,
+        "footprint": lambda folder: cost.footprint(folder, (1, 8), 1000),
+        "startup": lambda folder: cost.startup(folder, (10, 1000), 9),
         "fleet": storm,
     }
 
 
-async def run(kind: Kind, names: list[str], out: Path) -> None:
-    """Run the named benchmarks, or all, each in a folder of its own."""
+async def run(kind: Kind, names: list[str], out: Path, minutes: int) -> None:
+    """Run the named benchmarks, or all but the hour, each in a folder of its own."""
     chosen = {name: case for name, case in cases(kind).items() if not names or name in names}
+    if "hour" in names:
+        chosen["hour"] = lambda folder: memory.hour(folder, minutes)
     out.mkdir(parents=True, exist_ok=True)
     for name, case in chosen.items():
         with tempfile.TemporaryDirectory(prefix="bench-") as folder:
@@ -70,8 +71,9 @@ def main() -> None:
     flags.add_argument("--real", action="store_true", help="with a real vLLM (LORA_SIDECAR_VLLM_PYTHON)")
     flags.add_argument("--only", nargs="+", default=[])
     flags.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    flags.add_argument("--minutes", type=int, default=60, help="how long --only hour takes (default: %(default)s)")
     options = flags.parse_args()
-    asyncio.run(run(pods.kind_of(real=options.real), options.only, options.out))
+    asyncio.run(run(pods.kind_of(real=options.real), options.only, options.out, options.minutes))
 
 
 if __name__ == "__main__":

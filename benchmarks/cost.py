@@ -1,4 +1,4 @@
-"""What a heartbeat, a checkpoint and the process cost."""
+"""What a heartbeat and the process cost."""
 
 from __future__ import annotations
 
@@ -14,15 +14,13 @@ import aiohttp
 import msgspec
 from msgspec import Struct
 
-from benchmarks import pods
+from benchmarks import memory, pods
 from benchmarks.figures import Figures, median
 from lora_sidecar.checkpoint import Store
-from lora_sidecar.codec import Checkpoint, encode
 from lora_sidecar.config import parse
 from lora_sidecar.engines.vllm import Vllm
 from lora_sidecar.events import Fact
 from lora_sidecar.keeper import Keeper
-from lora_sidecar.model import Adapter, Desired, Incarnation, Origin
 from lora_sidecar.offload import Offloader
 from lora_sidecar.status import Board
 from lora_sidecar.watch import Clockwork, Watch
@@ -99,111 +97,75 @@ async def _watch(folder: Path, url: str) -> tuple[Watch, Vllm]:
     return watch, engine
 
 
-def checkpoint(folder: Path, counts: tuple[int, ...], rounds: int) -> Figures:
-    """A save against the least that is as durable: write, fsync, rename, fsync of the directory, of the same bytes."""
-    rows: list[tuple[object, ...]] = []
-    directory = folder / "saves"
-    directory.mkdir(exist_ok=True)
-    for count in counts:
-        wanted = {n: Adapter(n, p, Origin.LEARNED, base="/m") for n, p in pods.imaginary(count).items()}
-        desired = Desired(wanted, Incarnation(1, 1.5), frozenset(wanted))
-        store = Store(str(directory), f"bench-{count}", "json")
-        store.open()
-        store.load()
-        data = encode(Checkpoint(1, f"bench-{count}", desired), "json")
-        ours: list[float] = []
-        bare: list[float] = []
-        encoding: list[float] = []
-        for number in range(rounds):
-            began = time.perf_counter()
-            store.save(Checkpoint(number + 1, f"bench-{count}", desired))
-            saved = time.perf_counter()
-            _write_durably(directory, data)
-            written = time.perf_counter()
-            encode(Checkpoint(number + 1, f"bench-{count}", desired), "json")
-            ours.append(saved - began)
-            bare.append(written - saved)
-            encoding.append(time.perf_counter() - written)
-        store.close()
-        both = median(bare)
-        rows.append((count, len(data), both * 1e3, median(encoding) * 1e3, median(ours) * 1e3, median(ours) / both))
-    columns = ("adapters", "bytes", "bare write, ms", "encoding, ms", "save, ms", "ratio")
-    return Figures("checkpoint", "Saving a checkpoint", columns, tuple(rows))
-
-
-def _write_durably(directory: Path, data: bytes) -> None:
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    file = os.open("bare.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600, dir_fd=handle)
-    os.write(file, data)
-    os.fsync(file)
-    os.close(file)
-    os.rename("bare.tmp", "bare", src_dir_fd=handle, dst_dir_fd=handle)
-    os.fsync(handle)
-    os.close(handle)
-
-
 async def footprint(folder: Path, servers: tuple[int, ...], beats: int) -> Figures:
-    """RSS after the first heartbeats and after many, CPU over them, and the time to the first heartbeat."""
+    """RSS after the first heartbeats and after many, CPU over them, and the time to the first heartbeat.
+
+    Heartbeats are 0.1 s apart, and what asks the ops port asks it as much more often.
+    """
     rows: list[tuple[object, ...]] = []
-    whole = await _imported("import aiohttp, aiohttp.web, msgspec, prometheus_client, structlog, tenacity, yaml")
-    for count in servers:
-        async with AsyncExitStack() as stack:
-            spec = pods.spec(Kind.FAKE, folder, delay="0")
-            urls = [
-                (await stack.enter_async_context(RunningServer(spec, folder / f"server-{number}.log"))).url
-                for number in range(count)
-            ]
-            for url in urls:
-                await pods.load_all(url, pods.imaginary(100), 8)
-            many = [{"name": f"vllm-{number}", "url": url} for number, url in enumerate(urls)]
-            quick = {"heartbeat": {"interval": "100ms", "away_interval": "100ms"}, "log": {"level": "info"}}
-            began = asyncio.get_running_loop().time()
-            async with pods.sidecar(
-                folder / "sidecar", urls[0], prelude=pods.AS_IN_PRODUCTION, servers=many, **quick
-            ) as one:
-                await one.event("adapter.adopted", count=100 * count)
-                started = asyncio.get_running_loop().time() - began
-                await asyncio.sleep(60 * 0.1 / 5 + 1)
-                early, cpu = _rss(one.pid), _cpu(one.pid)
+    for mode in memory.MODES:
+        for count in servers:
+            async with AsyncExitStack() as stack:
+                spec = pods.spec(Kind.FAKE, folder, delay="0")
+                urls = [
+                    (await stack.enter_async_context(RunningServer(spec, folder / f"server-{number}.log"))).url
+                    for number in range(count)
+                ]
+                for url in urls:
+                    await pods.load_all(url, pods.imaginary(memory.ADAPTERS), 8)
+                environment = await pods.compiled(folder, urls[0], optimize=memory.MODES[mode])
+                whole, same = [await memory.imported(what, environment) for what in (memory.WHOLE, memory.SAME)]
+                one = await stack.enter_async_context(memory.resting(folder, urls, mode, 0.1))
+                # As many heartbeats as the first minute has at 5 s.
+                await asyncio.sleep(12 * 0.1)
+                (early, _), cpu = memory.memory(one.pid), _cpu(one.pid)
                 await asyncio.sleep(beats * 0.1)
-                late, spent = _rss(one.pid), _cpu(one.pid) - cpu
-            rows.append((count, started, whole, early, late, late - early, late / whole, spent / beats / 5 * 100))
+                (late, _), spent = memory.memory(one.pid), _cpu(one.pid) - cpu
+            rows.append((count, mode, whole, same, early, late, late - early, late / same, spent / beats / 5 * 100))
     columns = (
         "servers",
-        "start, s",
-        "libraries, MB",
+        "Python",
+        "libraries whole, MB",
+        "same imports, MB",
         "RSS, MB",
-        f"after {beats} beats",
-        "growth",
-        "ratio",
+        f"after {beats} beats, MB",
+        "growth, MB",
+        "/ same imports",
         "% of a core at 5 s",
     )
-    return Figures("footprint", "Memory and idle CPU with 100 adapters", columns, tuple(rows))
+    return Figures("footprint", "Memory and idle CPU with 100 adapters a server", columns, tuple(rows))
 
 
-def _rss(pid: int) -> float:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    raise LookupError(f"process {pid} has no memory")
+async def startup(folder: Path, counts: tuple[int, ...], rounds: int) -> Figures:
+    """From the start of the process to the end of its first good heartbeat, against one that imports alone."""
+    rows: list[tuple[object, ...]] = []
+    clock = asyncio.get_running_loop().time
+    async with RunningServer(pods.spec(Kind.FAKE, folder, delay="0"), folder / "server.log") as server:
+        for count in counts:
+            wanted = pods.imaginary(count)
+            await pods.load_all(server.url, wanted, 8)
+            environment = await pods.compiled(folder, server.url, optimize="2")
+            whole: list[float] = []
+            same: list[float] = []
+            ours: list[float] = []
+            for _ in range(rounds):
+                for program, times in ((memory.WHOLE, whole), (memory.SAME, same)):
+                    began = clock()
+                    await memory.imported(program, environment)
+                    times.append(clock() - began)
+                began = clock()
+                async with pods.sidecar(
+                    folder / "sidecar", server.url, prelude=pods.AS_IN_PRODUCTION, environment=environment
+                ) as one:
+                    await one.event("heartbeat.completed", verdict="steady")
+                    ours.append(clock() - began)
+            beat = median(ours)
+            row = (median(whole) * 1e3, median(same) * 1e3, beat * 1e3, max(ours) * 1e3, beat / median(same))
+            rows.append((count, *row))
+    columns = ("adapters", "libraries whole, ms", "same imports, ms", "first heartbeat, ms", "worst, ms", "ratio")
+    return Figures("startup", "Start of the process to its first heartbeat", columns, tuple(rows))
 
 
 def _cpu(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-async def _imported(imports: str) -> float:
-    """RSS of an interpreter that has imported something, and does nothing more."""
-    import sys  # noqa: PLC0415 - the interpreter's own path, of use here alone
-
-    program = f"{pods.AS_IN_PRODUCTION}\n{imports}\nprint(flush=True)\nsys.stdin.read()"
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdin=pipe, stdout=pipe)
-    if process.stdout is None or process.stdin is None:
-        raise RuntimeError("the interpreter was started without pipes")
-    await process.stdout.readline()
-    size = _rss(process.pid)
-    process.stdin.close()
-    await process.wait()
-    return size

@@ -57,7 +57,13 @@ def imaginary(count: int) -> dict[str, str]:
 
 @asynccontextmanager
 async def sidecar(
-    folder: Path, url: str, declared: Mapping[str, str] | None = None, prelude: str = "", **sections: Any
+    folder: Path,
+    url: str,
+    declared: Mapping[str, str] | None = None,
+    *,
+    prelude: str = "",
+    environment: Mapping[str, str] | None = None,
+    **sections: Any,
 ) -> AsyncIterator[Sidecar]:
     """A sidecar beside a server, with the intervals of the default config, and an empty memory."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -68,11 +74,25 @@ async def sidecar(
         "policy": {"adopt": {"max": 10_000}},
     }
     one = Sidecar(folder, settings(url, folder / "state", wanted, **(usual | sections)))
-    await one.start(prelude=prelude)
+    await one.start(prelude=prelude, environment=environment)
     try:
         yield one
     finally:
         await one.close()
+
+
+async def compiled(folder: Path, url: str, *, optimize: str) -> dict[str, str]:
+    """The environment of a sidecar whose modules are all compiled already, as those of the image are.
+
+    A process that compiles them itself is larger for good. `optimize` is "2" as in the image, "" as without it.
+    """
+    environment = {"PYTHONOPTIMIZE": optimize, "PYTHONPYCACHEPREFIX": str(folder / f"compiled-{optimize}")}
+    writing = environment | {"PYTHONDONTWRITEBYTECODE": ""}
+    async with sidecar(folder / "compiling", url, prelude=AS_IN_PRODUCTION, environment=writing) as one:
+        await one.event("server.up")
+        await one.get("/metrics")
+        await one.terminate()
+    return environment
 
 
 @asynccontextmanager

@@ -30,6 +30,7 @@ from msgspec import Struct
 from lora_sidecar.codec import MAX_BYTES, Checkpoint, Corrupt, Format, TooNew, decode, encode
 from lora_sidecar.disk import Disk, explained, open_lock, read_at, read_path
 from lora_sidecar.errors import CheckpointError, LockHeldError
+from lora_sidecar.lines import Lines
 
 _KEPT_CORRUPT = 3
 _LOCK_PAUSE = 0.05
@@ -91,6 +92,7 @@ class Store:
         self._stem = stem
         self._current, self._previous = f"{stem}.{format}", f"{stem}.prev.{format}"
         self._other_current, self._other_previous = f"{stem}.{other}", f"{stem}.prev.{other}"
+        self._lines = Lines()
         self._held = ExitStack()
         self._fd: int | None = None
         self._loaded = False
@@ -167,7 +169,7 @@ class Store:
         Raises CheckpointError. The old or the new generation is then in place, whole, and the save is to be repeated.
         """
         directory = self._attached()
-        data = encode(checkpoint, self._format)
+        data = encode(checkpoint, self._format, self._lines)
         current = self._path(self._current)
         if len(data) > MAX_BYTES:
             hint = "lower policy.adopt.max, or use shorter adapter names"

@@ -20,12 +20,10 @@ from types import FrameType
 from typing import Final, NoReturn
 
 from lora_sidecar import __version__
-from lora_sidecar.checkpoint import read_file
-from lora_sidecar.codec import Checkpoint, Corrupt, TooNew, decode
-from lora_sidecar.config import OpsConfig, json_schema, parse
-from lora_sidecar.errors import CheckpointError, ConfigError
-from lora_sidecar.lean import without_system_certificates
-from lora_sidecar.reload import read
+from lora_sidecar.config import Config, OpsConfig, json_schema, parse
+from lora_sidecar.config_file import read
+from lora_sidecar.errors import ConfigError
+from lora_sidecar.lean import without_openssl, without_system_certificates
 
 NOT_ALIVE: Final = 1
 USAGE: Final = 64
@@ -150,10 +148,15 @@ def _run(path: str) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         # As the first process of a container it would not hear of them before the daemon listens.
         signal.signal(number, _leave)
-    with without_system_certificates():
+    with without_system_certificates() if _wants_tls(config) else without_openssl():
         from lora_sidecar.daemon import run  # noqa: PLC0415 - only this command needs an event loop
 
     return run(path, config)
+
+
+def _wants_tls(config: Config) -> bool:
+    """Whether a server is asked over TLS; its url cannot be changed without a restart."""
+    return any(server.url.startswith("https://") for server in config.servers)
 
 
 def _leave(_: int, __: FrameType | None) -> None:
@@ -195,41 +198,9 @@ def _schema() -> int:
 
 
 def _checkpoint(action: str, path: str) -> int:
-    try:
-        found = decode(read_file(path))
-    except CheckpointError as error:
-        print(error, file=sys.stderr)
-        return BAD_DATA
-    match found:
-        case Corrupt():
-            print(f"{path}: {found.reason} ({found.hint})", file=sys.stderr)
-            return BAD_DATA
-        case TooNew():
-            print(f"{path}: {found.reason} (read it with the lora-sidecar that wrote it)", file=sys.stderr)
-            return BAD_DATA
-        case Checkpoint():
-            if action == "show":
-                _show(found)
-            else:
-                print(f"{path}: ok, generation {found.generation}, {len(found.desired.adapters)} adapters")
-            return 0
+    from lora_sidecar.checkpoint_command import show, verify  # noqa: PLC0415 - no part of the daemon
 
-
-def _show(checkpoint: Checkpoint) -> None:
-    desired = checkpoint.desired
-    start = desired.incarnation.start_time
-    started = "unknown" if start is None else f"{start:.2f}"
-    print(f"server {checkpoint.server}, generation {checkpoint.generation}")
-    print(f"incarnation {desired.incarnation.number}, started at {started} (Unix seconds)")
-    width = max((len(name) for name in desired.adapters), default=0)
-    for name, adapter in sorted(desired.adapters.items()):
-        listed = "listed" if name in desired.listed else "not listed"
-        print(f"{name!s:{width}}  {adapter.origin.value:9}  {listed:10}  {adapter.path}")
-    for name, suspect in sorted(desired.suspects.items()):
-        accused = ", and its last load broke off" if suspect.accused else ""
-        print(f"{name!s:{width}}  suspected  the server died {suspect.deaths} x while it was loaded{accused}")
-    for name, path in sorted(desired.released.items()):
-        print(f"{name!s:{width}}  released   until it is unloaded  {path}")
+    return 0 if (show if action == "show" else verify)(path) else BAD_DATA
 
 
 def _healthcheck(path: str) -> int:

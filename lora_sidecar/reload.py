@@ -11,31 +11,20 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 from lora_sidecar.conditions import transitions
 from lora_sidecar.config import Config, parse, restart_needed
-from lora_sidecar.errors import ConfigError, Problem
+from lora_sidecar.config_file import read
+from lora_sidecar.errors import ConfigError
 from lora_sidecar.events import Event, info, warning
 from lora_sidecar.offload import Offloader
 from lora_sidecar.status import Board
 from lora_sidecar.work import Condition, ConditionType
 
 POLL_SECONDS: Final = 2.0
-SIZE_CAP: Final = 1024 * 1024
 _READ_SECONDS: Final = 5.0
 _PARSE_SECONDS: Final = 60.0
-
-
-def read(path: str) -> bytes:
-    """The config's bytes, at most one more than a config may have. Raises `ConfigError`."""
-    try:
-        with Path(path).open("rb") as file:
-            return file.read(SIZE_CAP + 1)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ConfigError(path, (Problem(0, "", f"cannot be read: {reason}", "is it mounted?"),)) from error
 
 
 class Reloader:

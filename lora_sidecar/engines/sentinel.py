@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import ssl
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    import ssl
 
 _LOOKS: Final = (0.1, 0.3, 1.0)
 """Seconds after an end at which to look again: a server that is told to stop answers some milliseconds longer."""

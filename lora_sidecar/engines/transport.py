@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import ssl
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from pathlib import Path
@@ -27,6 +26,8 @@ from lora_sidecar.model import Reason
 from lora_sidecar.offload import Offloader
 
 if TYPE_CHECKING:
+    import ssl
+
     from tenacity import RetryCallState
 
 BODY_CAP: Final = 16 * 1024 * 1024
@@ -136,7 +137,7 @@ class Transport:
                 method, self._base + path, data=body, headers=headers, allow_redirects=False
             ) as response:
                 return await _read(response)
-        except (aiohttp.ClientError, ssl.SSLError, OSError, ValueError) as error:
+        except (aiohttp.ClientError, OSError, ValueError) as error:
             return _broken(error)
 
 
@@ -188,7 +189,7 @@ def _broken(error: Exception) -> Broken:
             return Broken(Reason.RESET, f"the answer broke off: {detail}", sent=True)
         case aiohttp.ClientResponseError():
             return Broken(Reason.WRONG_SERVER, f"the answer is not HTTP: {error.message}", sent=True)
-        case ssl.SSLError():
+        case OSError() if _is_of_tls(error):
             return Broken(Reason.TLS, detail, sent=True)
         case OSError() if error.errno in _OUT_OF_DESCRIPTORS:
             return Broken(Reason.LOCAL, detail, sent=False)
@@ -196,6 +197,11 @@ def _broken(error: Exception) -> Broken:
             return Broken(Reason.RESET, detail, sent=True)
         case _:
             return Broken(Reason.WRONG_SERVER, detail, sent=True)
+
+
+def _is_of_tls(error: OSError) -> bool:
+    """Whether an error is an `ssl.SSLError`; asked so that where none can occur, OpenSSL is not loaded."""
+    return any(kind.__module__ == "ssl" for kind in type(error).__mro__)
 
 
 _OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
@@ -230,11 +236,13 @@ def _connector(server: ServerConfig, context: ssl.SSLContext | None) -> tuple[st
 
 def ssl_context(tls: TlsConfig) -> ssl.SSLContext:
     """How a server's certificate is verified; raises `SidecarError` where a file cannot be used."""
+    import ssl  # noqa: PLC0415 - loads OpenSSL, which most pods do without
+
     try:
         context = ssl.create_default_context(cafile=tls.ca_file)
         if tls.cert_file is not None:
             context.load_cert_chain(tls.cert_file, tls.key_file)
-    except (OSError, ssl.SSLError) as error:
+    except OSError as error:
         named = ", ".join(name for name in (tls.ca_file, tls.cert_file, tls.key_file) if name)
         raise SidecarError(
             "load certificates from", named, str(error), "servers[].tls names PEM files that this process can read"

@@ -11,23 +11,17 @@ from __future__ import annotations
 import platform
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Final
-
-from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, disable_created_metrics
-from prometheus_client import Counter as Total
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.exposition import generate_latest
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
+from typing import Final, TypeVar
 
 from lora_sidecar import __version__
 from lora_sidecar.events import Event, Fact
 from lora_sidecar.model import FailureKind
+from lora_sidecar.ops.exposition import Family, Histogram, Total, exposition
+from lora_sidecar.ops.process import process
 from lora_sidecar.status import AdapterState, AdapterStatus, Board, ServerStatus, Snapshot, not_ready
 from lora_sidecar.work import ConditionType, Phase, Verdict
 
-# A series each for when a counter was made: half as many again, and nothing that anybody asks for.
-disable_created_metrics()  # type: ignore[no-untyped-call]
+T = TypeVar("T", Total, Histogram)
 
 ADAPTER_SERIES: Final = 500
 """Adapters of one server that have series of their own, required ones first; the counts by state cover all."""
@@ -54,13 +48,12 @@ _OUTAGES: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3
 
 
 class Metrics:
-    """Every metric of the process, in a registry of its own."""
+    """Every metric of the process."""
 
     def __init__(self, board: Board, now: Callable[[], float], liveness: Callable[[], float]) -> None:
         """`now` is the loop's clock, `liveness` the longest age in seconds that the last heartbeat may have."""
-        self._registry = CollectorRegistry()
-        self._registry.register(_Snapshots(lambda: board.snapshot(now(), liveness())))
-        ProcessCollector(registry=self._registry)
+        self._look: Callable[[], Snapshot] = lambda: board.snapshot(now(), liveness())
+        self._counted: list[Total | Histogram] = []
         self._beats = self._histogram("heartbeat_duration_seconds", "How long a heartbeat took.", _BEATS)
         self._verdicts = self._total("heartbeats", "Heartbeats that ended, by what they came to.", "verdict")
         self._totals = {event: self._total(name, text) for event, (name, text) in _TOTALS.items()}
@@ -75,28 +68,33 @@ class Metrics:
             _OUTAGES,
         )
         self._unrestored = self._total("recovery_failures", "Adapters that a recovery left unrestored when it ended.")
-        self._rejections = Total(
-            "lora_sidecar_config_rejections", "Times that a changed config was found bad.", registry=self._registry
+        self._rejections = self._counting(
+            Total("lora_sidecar_config_rejections", "Times that a changed config was found bad.")
         )
+        self._rejections.begin()
         for status in board.statuses():
             self._begin(status.name)
 
     def _total(self, name: str, documentation: str, *labels: str) -> Total:
-        return Total(f"lora_sidecar_{name}", documentation, ["server", *labels], registry=self._registry)
+        return self._counting(Total(f"lora_sidecar_{name}", documentation, "server", *labels))
 
     def _histogram(self, name: str, documentation: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(f"lora_sidecar_{name}", documentation, ["server"], buckets=buckets, registry=self._registry)
+        return self._counting(Histogram(f"lora_sidecar_{name}", documentation, buckets, "server"))
+
+    def _counting(self, counted: T) -> T:
+        self._counted.append(counted)
+        return counted
 
     def _begin(self, server: str) -> None:
         """Have every series of a server at 0."""
         for family in (*self._totals.values(), self._unrestored):
-            family.labels(server)
+            family.begin(server)
         for histogram in (self._beats, self._loads, self._away, self._recovery):
-            histogram.labels(server)
+            histogram.begin(server)
         for verdict in Verdict:
-            self._verdicts.labels(server, verdict.value)
+            self._verdicts.begin(server, verdict.value)
         for result in (SUCCEEDED, *FailureKind):
-            self._restores.labels(server, str(result))
+            self._restores.begin(server, str(result))
 
     def count(self, server: str, facts: Iterable[Fact]) -> None:
         """Take facts of one server into account, or with the name "" those of the process."""
@@ -107,46 +105,41 @@ class Metrics:
         said = fact.fields
         match fact.event:
             case Event.HEARTBEAT_COMPLETED:
-                self._beats.labels(server).observe(said["seconds"])
-                self._verdicts.labels(server, said["verdict"]).inc()
+                self._beats.observe(server, seconds=said["seconds"])
+                self._verdicts.add(server, said["verdict"])
             case Event.RESTORE_SUCCEEDED:
-                self._restores.labels(server, SUCCEEDED).inc()
-                self._loads.labels(server).observe(said["seconds"])
+                self._restores.add(server, SUCCEEDED)
+                self._loads.observe(server, seconds=said["seconds"])
             case Event.RESTORE_FAILED:
-                self._restores.labels(server, said["kind"]).inc()
+                self._restores.add(server, said["kind"])
             case Event.RECOVERY_COMPLETED:
-                self._away.labels(server).observe(said["outage_seconds"])
-                self._recovery.labels(server).observe(said["restore_seconds"])
-                self._unrestored.labels(server).inc(said["failed"])
+                self._away.observe(server, seconds=said["outage_seconds"])
+                self._recovery.observe(server, seconds=said["restore_seconds"])
+                self._unrestored.add(server, by=said["failed"])
             case Event.CONFIG_REJECTED:
-                self._rejections.inc()
+                self._rejections.add()
             case _ if fact.event in self._totals:
-                self._totals[fact.event].labels(server).inc()
+                self._totals[fact.event].add(server)
             case _:
                 pass
 
     def text(self) -> bytes:
         """The exposition in Prometheus' text format."""
-        return generate_latest(self._registry)
+        counted = (each.family() for each in self._counted)
+        return exposition((*_gauges(self._look()), *process(), *counted))
 
 
-class _Snapshots(Collector):
-    """The gauges, made from one snapshot at every scrape."""
-
-    def __init__(self, look: Callable[[], Snapshot]) -> None:
-        self._look = look
-
-    def collect(self) -> Iterable[Metric]:
-        snapshot = self._look()
-        yield from _process(snapshot)
-        yield from _heartbeats(snapshot)
-        yield from _adapters(snapshot.servers)
-        yield _conditions(snapshot)
+def _gauges(snapshot: Snapshot) -> Iterable[Family]:
+    """What is made from one snapshot at every scrape."""
+    yield from _whole(snapshot)
+    yield from _heartbeats(snapshot)
+    yield from _adapters(snapshot.servers)
+    yield _conditions(snapshot)
 
 
-def _process(snapshot: Snapshot) -> Iterable[Metric]:
+def _whole(snapshot: Snapshot) -> Iterable[Family]:
     build = _gauge("build_info", "The version that runs; always 1.", "version", "python_version")
-    build.add_metric([__version__, platform.python_version()], 1)
+    build.add((__version__, platform.python_version()), 1)
     yield build
     yield _single("ready", "1 while /readyz answers 200: every required adapter is listed.", not not_ready(snapshot))
     yield _single("config_generation", "Configs taken over since the start.", snapshot.config_generation)
@@ -156,7 +149,7 @@ def _process(snapshot: Snapshot) -> Iterable[Metric]:
     )
 
 
-def _heartbeats(snapshot: Snapshot) -> Iterable[Metric]:
+def _heartbeats(snapshot: Snapshot) -> Iterable[Family]:
     up = _gauge(
         "server_up", "1 while the server gives good answers; 0 while it is away or cannot be trusted.", "server"
     )
@@ -171,19 +164,19 @@ def _heartbeats(snapshot: Snapshot) -> Iterable[Metric]:
     for status in snapshot.servers:
         server = status.work.server
         name = status.name
-        up.add_metric([name], server.phase is Phase.UP)
+        up.add((name,), server.phase is Phase.UP)
         for one in Phase:
-            phase.add_metric([name, one.value], server.phase is one)
-        since.add_metric([name], max(0.0, snapshot.at - server.since))
-        life.add_metric([name], status.desired.incarnation.number)
-        age.add_metric([name], max(0.0, snapshot.at - status.beat_at))
+            phase.add((name, one.value), server.phase is one)
+        since.add((name,), max(0.0, snapshot.at - server.since))
+        life.add((name,), status.desired.incarnation.number)
+        age.add((name,), max(0.0, snapshot.at - status.beat_at))
         if server.last_good is not None:
-            good.add_metric([name], max(0.0, snapshot.at - server.last_good))
-        saved.add_metric([name], status.saved_generation)
+            good.add((name,), max(0.0, snapshot.at - server.last_good))
+        saved.add((name,), status.saved_generation)
     yield from (up, phase, since, life, age, good, saved)
 
 
-def _adapters(servers: Iterable[ServerStatus]) -> Iterable[Metric]:
+def _adapters(servers: Iterable[ServerStatus]) -> Iterable[Family]:
     counts = _gauge("adapters", "Desired adapters by state; all of them.", "server", "state")
     cap = f"the first {ADAPTER_SERIES} of a server, required ones first"
     state = _gauge("adapter_state", f"1 for the state of a desired adapter ({cap}).", "server", "adapter", "state")
@@ -191,12 +184,12 @@ def _adapters(servers: Iterable[ServerStatus]) -> Iterable[Metric]:
     for status in servers:
         by_state = Counter(one.state for one in status.adapters)
         for each in AdapterState:
-            counts.add_metric([status.name, each.value], by_state[each])
+            counts.add((status.name, each.value), by_state[each])
         for one in with_series(status.adapters):
             label = one.adapter.name.encode("utf-8", "backslashreplace").decode()
             for each in AdapterState:
-                state.add_metric([status.name, label, each.value], one.state is each)
-        left_out.add_metric([status.name], max(0, len(status.adapters) - ADAPTER_SERIES))
+                state.add((status.name, label, each.value), one.state is each)
+        left_out.add((status.name,), max(0, len(status.adapters) - ADAPTER_SERIES))
     yield from (counts, state, left_out)
 
 
@@ -209,22 +202,24 @@ def with_series(adapters: tuple[AdapterStatus, ...]) -> tuple[AdapterStatus, ...
     return tuple((required + others)[:ADAPTER_SERIES])
 
 
-def _conditions(snapshot: Snapshot) -> Metric:
+def _conditions(snapshot: Snapshot) -> Family:
     family = _gauge("condition", "1 for each condition that holds, else 0.", "server", "type")
     for status in snapshot.servers:
         held = {one.type for one in status.conditions}
         for kind in ConditionType:
             if kind not in OF_THE_PROCESS:
-                family.add_metric([status.name, kind.value], kind in held)
+                family.add((status.name, kind.value), kind in held)
     held = {one.type for one in snapshot.config_conditions}
     for kind in OF_THE_PROCESS:
-        family.add_metric(["", kind.value], kind in held)
+        family.add(("", kind.value), kind in held)
     return family
 
 
-def _single(name: str, documentation: str, value: float) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"lora_sidecar_{name}", documentation, value=value)
+def _single(name: str, documentation: str, value: float) -> Family:
+    family = _gauge(name, documentation)
+    family.add((), value)
+    return family
 
 
-def _gauge(name: str, documentation: str, *labels: str) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"lora_sidecar_{name}", documentation, labels=labels)
+def _gauge(name: str, documentation: str, *labels: str) -> Family:
+    return Family("gauge", f"lora_sidecar_{name}", documentation, *labels)

@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -77,3 +78,65 @@ async def test_what_the_manifests_ask_for(
     assert now < granted["memory"]
     assert peak < granted["most"] * 0.75
     assert idle < granted["cpu"]
+
+
+NOT_LOADED = frozenset(
+    {
+        "http.server",
+        "lora_sidecar.checkpoint_command",
+        "lora_sidecar.checkup",
+        "lora_sidecar.console",
+        "lora_sidecar.demo",
+        "lora_sidecar.healthcheck",
+        "prometheus_client",
+        "tenacity",
+        "xml",
+    }
+)
+"""What a daemon has no use for as long as nothing goes wrong."""
+
+OPENSSL = re.compile("libcrypto|libssl|/_hashlib|/_ssl")
+
+
+def _maps(sidecar: Sidecar) -> str:
+    return Path(f"/proc/{sidecar.pid}/maps").read_text()
+
+
+async def _loaded(sidecar: Sidecar) -> tuple[set[str], str]:
+    """Every module that a sidecar asks for over a restore and a look at each of its faces, and every file it maps."""
+    sidecar.quiet = False
+    measured = {name: "" for name in os.environ if name.startswith("COV")}
+    await sidecar.start(environment={**measured, "PYTHONPROFILEIMPORTTIME": "1"})
+    await sidecar.event("restore.completed")
+    await sidecar.beats(2)
+    for path in ("/livez", "/metrics", "/", "/status"):
+        assert (await sidecar.get(path)).status == 200
+    maps = _maps(sidecar)
+    await sidecar.terminate()
+    told = [line.rpartition("|")[2].strip() for line in sidecar.stderr.splitlines() if line.startswith("import time:")]
+    return set(told), maps
+
+
+async def test_a_daemon_loads_what_it_needs(
+    new_sidecar: NewSidecar, start_vllm: StartVllm, declared: list[dict[str, Any]]
+) -> None:
+    """Each of these is up to 7 MB in every pod: OpenSSL without https, and what only commands and faults need."""
+    vllm = await start_vllm()
+
+    loaded, maps = await _loaded(new_sidecar(vllm.url, declared))
+
+    assert {"asyncio", "aiohttp", "hashlib", "lora_sidecar.daemon"} <= loaded
+    assert loaded & (NOT_LOADED | {"_ssl"}) == set()
+    assert not OPENSSL.search(maps)
+
+
+async def test_openssl_is_loaded_where_a_server_is_asked_over_tls(
+    new_sidecar: NewSidecar, start_vllm: StartVllm, declared: list[dict[str, Any]]
+) -> None:
+    """One https url among the servers is enough, though nobody listens there."""
+    vllm = await start_vllm()
+    servers = [{"name": "vllm", "url": vllm.url}, {"name": "other", "url": "https://127.0.0.1:1"}]
+
+    loaded, _ = await _loaded(new_sidecar("", declared, servers=servers))
+
+    assert "_ssl" in loaded

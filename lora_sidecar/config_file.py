@@ -1,0 +1,24 @@
+"""Reads the config's file, with nothing that a command or the daemon does not need for it.
+
+The trap guarded against is a module that is imported too early: what is in force decides whether OpenSSL is loaded at
+all (`lean`), so the file is read before the event loop's modules, which would load it, are.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from lora_sidecar.errors import ConfigError, Problem
+
+SIZE_CAP: Final = 1024 * 1024
+
+
+def read(path: str) -> bytes:
+    """The config's bytes, at most one more than a config may have. Raises `ConfigError`."""
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(SIZE_CAP + 1)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(path, (Problem(0, "", f"cannot be read: {reason}", "is it mounted?"),)) from error

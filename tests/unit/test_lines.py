@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+
+import pytest
+from msgspec.structs import replace
+
+from lora_sidecar import digest, lines
+from lora_sidecar.codec import Checkpoint, encode
+from lora_sidecar.digest import LONG, sha256
+from lora_sidecar.lines import Lines
+from lora_sidecar.model import Adapter, Desired, Incarnation, Origin
+
+MANY = {f"a{number:05}": Adapter(f"a{number:05}", f"/a/{number}", Origin.LEARNED) for number in range(500)}
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the adapters whose lines were written, as they are."""
+    names: list[str] = []
+    usual = lines._adapter
+
+    def noting(adapter: Adapter) -> str:
+        names.append(adapter.name)
+        return usual(adapter)
+
+    monkeypatch.setattr(lines, "_adapter", noting)
+    return names
+
+
+def test_only_what_changed_is_encoded(written: list[str]) -> None:
+    """Of 500 adapters one has another path, one is new and one is gone: two lines are written, and one forgotten."""
+    kept = Lines()
+    kept.of(MANY, MANY.keys())
+    written.clear()
+    later = {name: adapter for name, adapter in MANY.items() if name != "a00007"}
+    later |= {"a00300": replace(MANY["a00300"], path="/b"), "new": Adapter("new", "/new", Origin.REQUESTED)}
+
+    assert kept.of(later, later.keys()) == Lines().of(later, later.keys())
+
+    assert written[:2] == ["a00300", "new"]
+    written.clear()
+    kept.of(later | {"a00007": MANY["a00007"]}, ())
+    assert written == ["a00007"]
+
+
+def test_equal_adapters_that_are_not_the_same_are_written_anew(written: list[str]) -> None:
+    """What was kept is found by the very value it was made of: to compare all fields would cost what it saves."""
+    kept = Lines()
+    kept.of(MANY, ())
+    written.clear()
+
+    assert kept.of(MANY | {"a00001": replace(MANY["a00001"])}, ())[0] == Lines().of(MANY, ())[0]
+
+    assert written[0] == "a00001"
+
+
+@pytest.mark.parametrize("listed", [frozenset(), frozenset({"a00499", "a00001"}), frozenset({"a00001", "gone"})])
+def test_names_that_are_listed(listed: frozenset[str]) -> None:
+    """None of what is desired, some of it, or a name that is not desired any more, each in the order of the names."""
+    expected = [f'"{name}"'.encode() for name in sorted(listed)]
+    kept = Lines()
+    assert [kept.of(MANY, names)[1] for names in (listed, MANY.keys(), listed)][::2] == [expected, expected]
+
+
+def test_a_checkpoint_with_kept_lines_is_the_same_file() -> None:
+    """Lines of an earlier checkpoint make no difference to the bytes, nor those of another one."""
+    kept = Lines()
+    for adapters in (
+        MANY,
+        dict(list(MANY.items())[:50]),
+        {"\ud800\x7f\n": Adapter("\ud800\x7f\n", "é", Origin.LEARNED)},
+    ):
+        checkpoint = Checkpoint(1, "vllm", Desired(adapters, Incarnation(1), frozenset(adapters)))
+        assert [encode(checkpoint, "json", kept), encode(checkpoint, "yaml", kept)] == [
+            encode(checkpoint, "json"),
+            encode(checkpoint, "yaml"),
+        ]
+
+
+@pytest.mark.parametrize("pieces", [(), (b"",), (b"a", b"b"), (b"x" * LONG,), (b"x" * (LONG - 1), b"y" * LONG)])
+def test_sum(pieces: tuple[bytes, ...]) -> None:
+    """Short or long, in one piece or several, it is SHA-256."""
+    assert sha256(*pieces) == hashlib.sha256(b"".join(pieces)).hexdigest()
+
+
+def test_sum_without_openssl(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interpreter that was built without it takes its own function for long texts as well."""
+    monkeypatch.setitem(sys.modules, "_hashlib", None)
+    assert digest.sha256(b"x" * LONG) == hashlib.sha256(b"x" * LONG).hexdigest()
+
+
+def test_openssl_is_loaded_for_long_texts_only() -> None:
+    """A pod with few adapters does without its memory, one with thousands has its speed."""
+    program = f"""
+import sys
+from lora_sidecar.lean import without_openssl
+with without_openssl():
+    from lora_sidecar.digest import sha256
+sha256(b"x" * {LONG - 1})
+print("_hashlib" in sys.modules)
+sha256(b"x" * {LONG})
+print("_hashlib" in sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
+    assert result.stdout.split() == ["False", "True"]
