@@ -12,6 +12,7 @@ import asyncio
 import errno
 import hashlib
 import os
+import posixpath
 import stat
 from collections.abc import Callable
 from functools import partial
@@ -43,6 +44,9 @@ T = TypeVar("T")
 
 STUCK: Final = 4
 """Reads that may hang at a time; with more, nothing is read any more until one comes back."""
+
+STUCK_BESIDE: Final = 2
+"""Reads of folders side by side that may hang: then it is their volume, and it must not use up what others need."""
 
 _CONFIG_BYTES: Final = 1024 * 1024
 _HEADER_BYTES: Final = 8 * 1024 * 1024
@@ -105,10 +109,11 @@ class Slots:
         """Call `function`, which reads `path`, in a thread.
 
         Raises `TimeoutError` if that takes longer than `deadline` seconds, or at once while an earlier read of that
-        path, or too many of others, have not come back; and what `function` raises.
+        path, or too many of others or of folders beside it, have not come back; and what `function` raises.
         """
         self._stuck = {stuck: slot for stuck, slot in self._stuck.items() if slot.busy}
-        if path in self._stuck or len(self._stuck) >= STUCK:
+        beside = sum(posixpath.dirname(one) == posixpath.dirname(path) for one in self._stuck)
+        if path in self._stuck or beside >= STUCK_BESIDE or len(self._stuck) >= STUCK:
             raise TimeoutError("earlier reads have not come back yet")
         async with self._turn:
             try:

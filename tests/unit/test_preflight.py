@@ -11,9 +11,9 @@ import pytest
 from lora_sidecar import preflight
 from lora_sidecar.config import Config, parse
 from lora_sidecar.model import Adapter, Failure, FailureKind, Files, Origin, Sight
-from lora_sidecar.preflight import STUCK, Preflight, Slots, _warm, fingerprint
+from lora_sidecar.preflight import STUCK, STUCK_BESIDE, Preflight, Slots, _warm, fingerprint
 from lora_sidecar.survey import _look, _spoilt
-from tests.support.adapters import CONFIG, WEIGHTS, write_adapter
+from tests.support.adapters import CONFIG, SMALL, WEIGHTS, write_adapter
 from tests.support.sidecar import eventually
 
 
@@ -71,10 +71,25 @@ async def test_threads_that_hang_are_few(tmp_path: Path, hung: threading.Event) 
     before = threading.active_count()
     try:
         for number in range(STUCK + 3):
-            folder = write_adapter(tmp_path / f"hung{number}", layers=1)
+            folder = write_adapter(tmp_path / str(number) / "hung", layers=1)
             assert (await checks.inspect(at(folder), 1)).refusal is not None
         assert threading.active_count() - before == STUCK
         assert (await checks.inspect(at(write_adapter(tmp_path / "good", layers=1)), 1)).refusal is not None
+    finally:
+        hung.set()
+
+
+async def test_a_volume_that_hangs_holds_up_no_other(tmp_path: Path, hung: threading.Event) -> None:
+    """Twenty adapters on it cost two threads and two deadlines, and those on another volume are sent."""
+    checks = Preflight("vllm", config(timeout="200ms"))
+    before, began = threading.active_count(), asyncio.get_running_loop().time()
+    try:
+        for number in range(20):
+            folder = write_adapter(tmp_path / "away" / f"hung{number}", **SMALL)
+            assert (await checks.inspect(at(folder), 1)).refusal is not None
+        assert threading.active_count() - before == STUCK_BESIDE
+        assert asyncio.get_running_loop().time() - began < 20 * 0.2
+        assert (await checks.inspect(at(write_adapter(tmp_path / "here" / "good", **SMALL)), 1)).refusal is None
     finally:
         hung.set()
 
