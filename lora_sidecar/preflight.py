@@ -2,22 +2,19 @@
 
 The traps guarded against are a disk that hangs and a file that is none. The engine reads without a deadline, between
 two steps of every request; so the same bytes are read here first, in a thread, in bounded pieces, each with a deadline,
-and a folder that cannot be read is not sent. A stuck thread cannot be ended; it keeps its slot, and few are lent out.
+and a folder that cannot be read is not sent.
 What cannot be seen from here (not mounted, no permission, a hub id) is passed on, and said to be unchecked.
 """
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import hashlib
 import os
-import posixpath
 import stat
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -38,15 +35,8 @@ from lora_sidecar.adapter_check import (
 )
 from lora_sidecar.config import Config, PreflightConfig
 from lora_sidecar.model import Adapter, Failure, FailureKind, Looked, Origin, Result
-from lora_sidecar.offload import NoThreadError, Offloader
-
-T = TypeVar("T")
-
-STUCK: Final = 4
-"""Reads that may hang at a time; with more, nothing is read any more until one comes back."""
-
-STUCK_BESIDE: Final = 2
-"""Reads of folders side by side that may hang: then it is their volume, and it must not use up what others need."""
+from lora_sidecar.offload import NoThreadError
+from lora_sidecar.slots import Slots
 
 _CONFIG_BYTES: Final = 1024 * 1024
 _HEADER_BYTES: Final = 8 * 1024 * 1024
@@ -93,36 +83,6 @@ _HUNG = Finding(
     "its files cannot be read in time: the disk hangs or is too slow",
     "the engine would stand still on it, with every request; look at the volume",
 )
-
-
-class Slots:
-    """Threads to read in, each for one path at a time; a stuck one stays lent out, and few are."""
-
-    def __init__(self, name: str, new_slot: Callable[[str], Offloader] = Offloader) -> None:
-        """`new_slot` makes a slot of that name."""
-        self._new_slot = partial(new_slot, name)
-        self._slot = self._new_slot()
-        self._stuck: dict[str, Offloader] = {}
-        self._turn = asyncio.Lock()
-
-    async def run(self, path: str, function: Callable[[], T], deadline: float) -> T:
-        """Call `function`, which reads `path`, in a thread.
-
-        Raises `TimeoutError` if that takes longer than `deadline` seconds, or at once while an earlier read of that
-        path, or too many of others or of folders beside it, have not come back; and what `function` raises.
-        """
-        self._stuck = {stuck: slot for stuck, slot in self._stuck.items() if slot.busy}
-        beside = sum(posixpath.dirname(one) == posixpath.dirname(path) for one in self._stuck)
-        if path in self._stuck or beside >= STUCK_BESIDE or len(self._stuck) >= STUCK:
-            raise TimeoutError("earlier reads have not come back yet")
-        async with self._turn:
-            try:
-                return await self._slot.run(function, deadline)
-            finally:
-                # Also where the caller was cancelled meanwhile.
-                if self._slot.busy:
-                    self._stuck[path] = self._slot
-                    self._slot = self._new_slot()
 
 
 class Preflight:

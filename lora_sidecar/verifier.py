@@ -19,7 +19,8 @@ from lora_sidecar.config import Config
 from lora_sidecar.engines import Engine
 from lora_sidecar.events import Fact
 from lora_sidecar.model import Adapter, Answer, NoAnswer, Said, Sight
-from lora_sidecar.preflight import Slots, is_complete, is_visible
+from lora_sidecar.preflight import is_complete, is_visible
+from lora_sidecar.slots import Slots
 from lora_sidecar.verification import Trial, Trials, completed, conditions_of, current, judge, next_up
 from lora_sidecar.work import Condition, Phase, Plan, Verdict
 

@@ -23,10 +23,11 @@ from lora_sidecar.model import Desired, Incarnation, Observation, Observed, Outc
 from lora_sidecar.offload import Offloader
 from lora_sidecar.outage import next_look
 from lora_sidecar.policy import Policy
-from lora_sidecar.preflight import Preflight, Slots
+from lora_sidecar.preflight import Preflight
 from lora_sidecar.reconcile import reconcile
 from lora_sidecar.restorer import Restorer
 from lora_sidecar.retirer import Retirer
+from lora_sidecar.slots import Slots
 from lora_sidecar.status import Board, ServerStatus
 from lora_sidecar.survey import Survey
 from lora_sidecar.unloader import Unloader

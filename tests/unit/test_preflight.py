@@ -11,7 +11,8 @@ import pytest
 from lora_sidecar import preflight
 from lora_sidecar.config import Config, parse
 from lora_sidecar.model import Adapter, Failure, FailureKind, Files, Origin, Sight
-from lora_sidecar.preflight import STUCK, STUCK_BESIDE, Preflight, Slots, _warm, fingerprint
+from lora_sidecar.preflight import Preflight, _warm, fingerprint
+from lora_sidecar.slots import STUCK, STUCK_BESIDE, Slots
 from lora_sidecar.survey import _look, _spoilt
 from tests.support.adapters import CONFIG, SMALL, WEIGHTS, write_adapter
 from tests.support.sidecar import eventually
