@@ -51,15 +51,15 @@ def judge_suspects(
     return desired, replace(work, probation=probation), facts
 
 
-def notice_limit(desired: Desired, work: Work, held: Mapping[str, str], *, restarted: bool) -> Work:
+def notice_limit(desired: Desired, work: Work, held: Mapping[str, str], now: float, *, restarted: bool) -> Work:
     """See whether loads pushed others out of the listing; `held` are the listed names, and those known to be evicted.
 
     Of an engine that tells how many it lists, `eviction` says what was pushed out; this is for one that does not.
     """
     before = () if work.last is None or restarted else [card.name for card in work.last.adapters]
     # What we unloaded ourselves, to replace or to defuse it, is not counted as listed any more.
-    pushed_out = exchanged(before, held, work.attempts, desired.listed & desired.adapters.keys())
-    return replace(work, crowd=crowded(work.crowd, pushed_out, len(held)))
+    exchange = exchanged(before, held, work.attempts, desired.listed & desired.adapters.keys())
+    return replace(work, crowd=crowded(work.crowd, exchange, len(held), now))
 
 
 def hold_back(

@@ -67,11 +67,12 @@ class Retirer:
         while (step := self._step()) is not None:
             retire, incarnation = step
             result: Accepted | Failure | None = await self._refusal(retire, incarnation)
-            if result is None:
-                # While its successor was read the server may have gone, or fallen asleep, or the config have changed.
-                if retire.successor is not None and (self._step() != step or await self._engine.halted()):
-                    return ended
-                result = await self._engine.unload(retire.name)
+            if result is None and await self._engine.halted():
+                return ended
+            if self._step() != step:
+                # Meanwhile the server may have gone, or the config have changed.
+                continue
+            result = result or await self._engine.unload(retire.name)
             at = self._now()
             self._ended_at[retire.name] = at
             self._ended.append(Retired(retire.name, incarnation, result, at))

@@ -11,6 +11,7 @@ from pathlib import Path
 from random import Random
 from unittest.mock import patch
 
+from lora_sidecar.capacity import TRIED_AGAIN
 from lora_sidecar.desired import same_path
 from lora_sidecar.engines import vllm
 from lora_sidecar.model import Origin
@@ -82,7 +83,8 @@ class Calm:
         paced = (len(NAMES) + len(ODD_NAMES) + 2) * world.config.heartbeat.interval
         suspects = () if world.sidecar is None else world.sidecar.board.statuses()[0].desired.suspects.values()
         quarantine = max((sentence_of(one.deaths, backoff) for one in suspects if one.deaths >= DEATHS), default=0.0)
-        return waits + 4 * loads + 2 * paced + 2 * quarantine + 30.0
+        full = world.sidecar is not None and world.sidecar.board.statuses()[0].work.crowd.fit is not None
+        return waits + 4 * loads + 2 * paced + 2 * quarantine + (2 * TRIED_AGAIN if full else 0.0) + 30.0
 
     def _unsettled(self) -> str:
         """Why the world has not settled yet; empty if it has."""

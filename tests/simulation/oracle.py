@@ -373,7 +373,9 @@ class Oracle:
             and name in self._ever_declared
             and any(declared is None or not same_path(path, declared["path"]) for path in paths)
         )
-        pruned = traits.prunes and name in self._undeclared
+        # A config that was changed a moment ago is not in force yet.
+        left = status is not None and name in status.desired.released
+        pruned = traits.prunes and (name in self._undeclared or left)
         if not moved and not pruned:
             self.fail(f"restraint: {name} is unloaded, and the config does not ask for that")
         life = self._world.server.life

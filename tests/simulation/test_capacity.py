@@ -80,6 +80,33 @@ async def test_a_listing_that_holds_fewer_than_are_wanted(make_pod: PodMaker) ->
         assert set(pod.status.desired.adapters) == set(EIGHT)
 
 
+async def test_a_full_listing_is_tried_again_after_an_hour(make_pod: PodMaker) -> None:
+    """One exchange more, and it is said again; a server that lists more by now gets all of them."""
+    async with make_pod(ADAPTERS, server=FakeConfig(check_files=False, max_listed=5, load_delay=0.05)) as pod:
+        await pod.until(lambda: bool(exceeded(pod)), 120)
+        sent = len(pod.loads())
+        await asyncio.sleep(3700)
+        assert sent < len(pod.loads()) <= sent + 6
+        assert exceeded(pod)
+        pod.server.routes.max_listed = None
+        await asyncio.sleep(3700)
+        assert exceeded(pod) == ""
+
+
+async def test_unloads_beside_our_loads_are_no_limit(make_pod: PodMaker) -> None:
+    """Somebody unloads adapters, each while another one is loaded: everything declared is back."""
+    async with make_pod(ADAPTERS, server=FakeConfig(check_files=False, load_delay=4.0)) as pod:
+        await pod.until_listed(*EIGHT, within=60)
+        for first, second in (("p0", "p1"), ("p2", "p3"), ("p4", "p5"), ("p6", "p7")):
+            pod.somebody_unloads(first)
+            await pod.until(lambda: bool(pod.status.work.drift.missing), 30)
+            await asyncio.sleep(1.0)
+            pod.somebody_unloads(second)
+            await asyncio.sleep(30)
+            assert exceeded(pod) == ""
+            assert set(pod.server.adapters) == set(EIGHT)
+
+
 async def test_a_load_and_an_unload_at_once_are_no_limit(make_pod: PodMaker) -> None:
     """Somebody who unloads while something else is restored is not taken for an engine that is full."""
     async with make_pod(server=FakeConfig(check_files=False, load_delay=0.05)) as pod:

@@ -15,7 +15,7 @@ def test_what_we_unloaded_ourselves_is_no_sign_of_a_full_engine(counted: str, ex
     work = Work(last=observed(START, "a", "b"), attempts={"c": Attempt(ended_at=START + 1, accepted=True)})
     held = {"a": "/adapters/a", "c": "/adapters/c"}
 
-    assert notice_limit(wanted, work, held, restarted=False).crowd.exchanges == exchanges
+    assert notice_limit(wanted, work, held, START, restarted=False).crowd.exchanges == exchanges
 
 
 @pytest.mark.parametrize("lives", [(), (START - 3, START - 2, START - 1)], ids=["calm", "flapping"])
