@@ -1,13 +1,13 @@
-"""Threads to read adapters' folders in, where any of them may hang.
+"""Threads to read adapters' folders in, where a disk that hangs takes few of them.
 
-The trap guarded against is a volume that hangs. A stuck thread cannot be ended; so it keeps its slot, few are lent out,
-and what lies beside folders that hang is not read, so that adapters on other volumes still are.
+The trap guarded against is a thread that waits for a dead disk for ever: it cannot be ended, so it keeps its slot. Few
+are lent out in all, and fewer to one folder's neighbours, so that one volume that hangs leaves some for the others.
 """
 
 from __future__ import annotations
 
 import asyncio
-import posixpath
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Final, TypeVar
@@ -20,7 +20,7 @@ STUCK: Final = 4
 """Reads that may hang at a time; with more, nothing is read any more until one comes back."""
 
 STUCK_BESIDE: Final = 2
-"""Reads of folders side by side that may hang: then it is their volume, and it must not use up what others need."""
+"""Of those in one folder: one volume that hangs leaves threads for the others."""
 
 
 class Slots:
@@ -37,13 +37,12 @@ class Slots:
         """Call `function`, which reads `path`, in a thread.
 
         Raises `TimeoutError` if that takes longer than `deadline` seconds, or at once while an earlier read of that
-        path, or too many of others or of folders beside it, have not come back; and what `function` raises.
+        path, several beside it, or too many of others, have not come back; and what `function` raises.
         """
-        self._stuck = {stuck: slot for stuck, slot in self._stuck.items() if slot.busy}
-        beside = sum(posixpath.dirname(one) == posixpath.dirname(path) for one in self._stuck)
-        if path in self._stuck or beside >= STUCK_BESIDE or len(self._stuck) >= STUCK:
-            raise TimeoutError("earlier reads have not come back yet")
+        self._refuse(path)
         async with self._turn:
+            # Who waited for the turn may have waited for a read beside it that did not come back.
+            self._refuse(path)
             try:
                 return await self._slot.run(function, deadline)
             finally:
@@ -51,3 +50,10 @@ class Slots:
                 if self._slot.busy:
                     self._stuck[path] = self._slot
                     self._slot = self._new_slot()
+
+    def _refuse(self, path: str) -> None:
+        """Raise `TimeoutError` where a read of that path must be expected not to come back."""
+        self._stuck = {stuck: slot for stuck, slot in self._stuck.items() if slot.busy}
+        beside = sum(os.path.dirname(stuck) == os.path.dirname(path) for stuck in self._stuck)  # noqa: PTH120 - text in, text out
+        if path in self._stuck or beside >= STUCK_BESIDE or len(self._stuck) >= STUCK:
+            raise TimeoutError("earlier reads have not come back yet")

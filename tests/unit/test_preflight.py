@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from lora_sidecar.model import Adapter, Failure, FailureKind, Files, Origin, Sig
 from lora_sidecar.preflight import Preflight, _warm, fingerprint
 from lora_sidecar.slots import STUCK, STUCK_BESIDE, Slots
 from lora_sidecar.survey import _look, _spoilt
-from tests.support.adapters import CONFIG, SMALL, WEIGHTS, write_adapter
+from tests.support.adapters import CONFIG, WEIGHTS, write_adapter
 from tests.support.sidecar import eventually
 
 
@@ -30,7 +31,7 @@ def at(path: Path, origin: Origin = Origin.DECLARED) -> Adapter:
 
 
 @pytest.fixture
-def hung(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+def hung(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Reading a folder called `hung` blocks until the event is set."""
     release, read = threading.Event(), preflight.read_folder
 
@@ -40,7 +41,12 @@ def hung(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
         return read(path)
 
     monkeypatch.setattr(preflight, "read_folder", reading)
-    return release
+    yield release
+    release.set()
+    # Threads are counted: none may be left of the test before.
+    for thread in threading.enumerate():
+        if thread.name.startswith("preflight"):
+            thread.join(5.0)
 
 
 async def test_a_hung_disk_is_met_before_the_engine_meets_it(tmp_path: Path, hung: threading.Event) -> None:
@@ -80,17 +86,16 @@ async def test_threads_that_hang_are_few(tmp_path: Path, hung: threading.Event) 
         hung.set()
 
 
-async def test_a_volume_that_hangs_holds_up_no_other(tmp_path: Path, hung: threading.Event) -> None:
-    """Twenty adapters on it cost two threads and two deadlines, and those on another volume are sent."""
-    checks = Preflight("vllm", config(timeout="200ms"))
-    before, began = threading.active_count(), asyncio.get_running_loop().time()
+async def test_a_volume_that_hangs_leaves_threads_for_the_others(tmp_path: Path, hung: threading.Event) -> None:
+    """Two folders beside each other that hang speak for the rest of their volume: it costs no more threads or time."""
+    checks = Preflight("vllm", config(timeout="100ms"))
+    before = threading.active_count()
     try:
-        for number in range(20):
-            folder = write_adapter(tmp_path / "away" / f"hung{number}", **SMALL)
+        for number in range(STUCK + 3):
+            folder = write_adapter(tmp_path / "far" / f"hung{number}", layers=1)
             assert (await checks.inspect(at(folder), 1)).refusal is not None
         assert threading.active_count() - before == STUCK_BESIDE
-        assert asyncio.get_running_loop().time() - began < 20 * 0.2
-        assert (await checks.inspect(at(write_adapter(tmp_path / "here" / "good", **SMALL)), 1)).refusal is None
+        assert (await checks.inspect(at(write_adapter(tmp_path / "near" / "good", layers=1)), 1)).refusal is None
     finally:
         hung.set()
 
