@@ -2,7 +2,7 @@
 
 The traps guarded against are a disk that hangs and a file that is none. The engine reads without a deadline, between
 two steps of every request; so the same bytes are read here first, in a thread, in bounded pieces, each with a deadline,
-and a folder that cannot be read is not sent. A stuck thread cannot be ended; it keeps its slot, and few are lent out.
+and a folder that cannot be read is not sent.
 What cannot be seen from here (not mounted, no permission, a hub id) is passed on, and said to be unchecked.
 """
 
@@ -14,7 +14,7 @@ import os
 import stat
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -37,8 +37,6 @@ from lora_sidecar.config import Config, PreflightConfig
 from lora_sidecar.model import Adapter, Failure, FailureKind, Looked, Origin, Result
 from lora_sidecar.offload import NoThreadError
 from lora_sidecar.slots import Slots
-
-T = TypeVar("T")
 
 _CONFIG_BYTES: Final = 1024 * 1024
 _HEADER_BYTES: Final = 8 * 1024 * 1024
