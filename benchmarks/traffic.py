@@ -23,7 +23,7 @@ SIZES: tuple[tuple[str, int, Size], ...] = (
 )
 """What an adapter has on disk, how many there are, and its shape, which is that of the model."""
 
-_SINGLE = 5
+_SINGLE = 3
 _AFTER = 0.3
 
 
@@ -57,10 +57,10 @@ class Stream:
 
 async def traffic(kind: Kind, folder: Path, rounds: int) -> Figures:
     """Restores beside one stream, the sidecar's against a bare sequential loop, and one load alone."""
-    rows = [
-        await _row(kind, folder / str(number), size, count, shape, rounds)
-        for number, (size, count, shape) in enumerate(SIZES)
-    ]
+    rows: list[tuple[object, ...]] = []
+    for number, (size, count, shape) in enumerate(SIZES):
+        rows.append(await _row(kind, folder / str(number), size, count, shape, rounds))
+        print(*rows[-1], flush=True)
     columns = (
         "size",
         "adapters",
@@ -90,7 +90,7 @@ async def _row(kind: Kind, folder: Path, size: str, count: int, shape: Size, rou
         await pods.unload_all(server.url, list(wanted))
         for _ in range(rounds):
             began = clock()
-            await asyncio.sleep(2.0)
+            await asyncio.sleep(1.0)
             gaps["quiet"].append(await stream.worst(began))
             for name, path in list(wanted.items())[:_SINGLE]:
                 began = clock()
