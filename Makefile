@@ -1,5 +1,7 @@
 # make demo    what it does, in under half a minute
-# make test    lint, types, import contracts and the tests, with coverage
+# make test    lint, types, import contracts and the tests
+# make negative-controls  bugs planted one at a time, each of which a test has to catch
+# make coverage           which lines the tests run
 # make bench   what it costs and how fast it is (bench-vllm: with a real vLLM)
 # make check-ops   the page in a browser, and metrics and rules under Prometheus' own tool; `make ops-tools` installs
 #             both on Debian
@@ -10,21 +12,22 @@
 PYTHON ?= python3
 VENV ?= .venv
 VLLM_ENV ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lora-sidecar/vllm-0.32.0
-WORKERS ?= 2
+# More than there are cores: many tests wait for a process or a deadline.
+WORKERS ?= 4
 SEEDS ?= 2000
 FIRST ?= 0
 MINUTES ?= 5
 # One server at a time, shared by the tests of a suite: each takes a minute to start, and 3 GB.
 REAL = -m vllm -p no:xdist -p no:randomly --durations=5
-# These need more than Python: `make test-vllm`, `make check-kubernetes`, `make check-image`.
-NOT_HERE = --ignore tests/e2e --ignore tests/kubernetes --ignore tests/image
+# What needs more than Python, and what tests the tests: each has a target of its own.
+NOT_HERE = --ignore tests/e2e --ignore tests/kubernetes --ignore tests/image --ignore tests/mutants
 ALONE = -p no:xdist -p no:randomly
 PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 
 export PYTHONDONTWRITEBYTECODE = 1
 
-.PHONY: demo test simulate soak lint types contracts tests check-ops ops-tools check-kubernetes check-image image-tools \
-    test-vllm bench bench-vllm plots vllm-env lock image clean
+.PHONY: demo test simulate soak lint types contracts tests coverage negative-controls check-ops ops-tools \
+    check-kubernetes check-image image-tools test-vllm bench bench-vllm plots vllm-env lock image clean
 
 demo: $(VENV)/.runtime
 	@$(VENV)/bin/python -m lora_sidecar demo
@@ -50,7 +53,13 @@ contracts: $(VENV)/.dev
 	$(VENV)/bin/lint-imports
 
 tests: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not tools" $(NOT_HERE) --cov --cov-report=term --durations=5
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not tools" $(NOT_HERE) --durations=5
+
+coverage: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not tools" $(NOT_HERE) --cov --cov-report=term
+
+negative-controls: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest -n 2 --dist load tests/mutants
 
 check-ops: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -m tools -p no:xdist --durations=5 tests/ops tests/browser

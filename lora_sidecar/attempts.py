@@ -13,7 +13,7 @@ from typing import assert_never
 from msgspec import Struct
 from msgspec.structs import replace
 
-from lora_sidecar.backoff import delay
+from lora_sidecar.backoff import delay, doubled
 from lora_sidecar.config import BackoffConfig
 from lora_sidecar.events import Event, Fact, info, warning
 from lora_sidecar.model import (
@@ -77,7 +77,7 @@ def absorb(
 
 def _hold(hold: Hold | None, failure: Failure, backoff: BackoffConfig, clock: Clock) -> Hold | None:
     match failure.kind:
-        case FailureKind.SERVER_SETUP | FailureKind.UNAUTHORIZED:
+        case FailureKind.SERVER_SETUP | FailureKind.UNAUTHORIZED | FailureKind.LOCAL:
             failures = hold.failures + 1 if hold is not None else 1
             return Hold(failure, failures, clock.now + delay(failures, failure.kind, backoff, clock.jitter))
         case FailureKind.FILES | FailureKind.ADAPTER | FailureKind.UNCLASSIFIED:
@@ -103,7 +103,7 @@ def _blames_adapter(failure: Failure, seen: Observation) -> bool:
     match failure.kind:
         case FailureKind.FILES | FailureKind.ADAPTER | FailureKind.NOT_LISTED:
             return True
-        case FailureKind.SERVER_SETUP | FailureKind.UNAUTHORIZED:
+        case FailureKind.SERVER_SETUP | FailureKind.UNAUTHORIZED | FailureKind.LOCAL:
             return False
         case FailureKind.ENGINE | FailureKind.AMBIGUOUS | FailureKind.UNCLASSIFIED:
             return isinstance(seen, Observed)
@@ -129,6 +129,12 @@ def failed(adapter: Adapter, attempt: Attempt, failure: Failure) -> Fact:
 def pardon(attempts: Mapping[str, Attempt], before: Desired, after: Desired) -> Mapping[str, Attempt]:
     """The attempts without those at adapters that are not the same any more: a mended config deserves a fresh start."""
     return {n: a for n, a in attempts.items() if before.adapters.get(n) == after.adapters.get(n)}
+
+
+def hasten(attempts: Mapping[str, Attempt], backoff: BackoffConfig) -> Mapping[str, Attempt]:
+    """The attempts where what adapters are held against has changed: none waits longer than the plain backoff."""
+    hastened = {n: a.ended_at + doubled(a.failures, backoff) for n, a in attempts.items() if a.failures}
+    return {n: replace(a, not_before=min(a.not_before, hastened.get(n, a.not_before))) for n, a in attempts.items()}
 
 
 def undecided(attempt: Attempt, asked_at: float) -> bool:

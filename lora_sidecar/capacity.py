@@ -4,18 +4,25 @@ Two traps are guarded against. vLLM takes any number of adapters and keeps the l
 the rest is read from disk at a request, in the middle of everybody's. Loaded in the order of importance, the most
 important are the first to be pushed out. And an engine that *unlists* what it pushes out (SGLang's `max_loaded_loras`)
 looks as if it lost adapters: each load makes another vanish, for ever. So what does not fit is loaded before what does,
-and two exchanges of one for another end the attempt.
+and two exchanges in a circle end the attempt.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from msgspec import Struct
+from msgspec.structs import replace
+
 from lora_sidecar.model import Adapter
 from lora_sidecar.work import Attempt, Bar, Barred, Crowd
 
 EXCHANGES = 2
 """Listings in which as many adapters vanished as we had loaded, after which that is taken for the engine's limit."""
+
+
+TRIED_AGAIN = 3600.0
+"""Seconds after which one more load is tried where nothing fitted."""
 
 
 def urgency(adapter: Adapter) -> tuple[int, bool, str]:
@@ -35,21 +42,38 @@ def first_tier(due: Sequence[Adapter], desired: Mapping[str, Adapter], capacity:
     return overflow or tuple(due)
 
 
+class Exchange(Struct, frozen=True):
+    """The desired adapters that vanished from the listing, and as many that we had loaded and that came meanwhile."""
+
+    came: frozenset[str] = frozenset()
+    gone: frozenset[str] = frozenset()
+
+
 def exchanged(
     before: Collection[str], listed: Collection[str], attempts: Mapping[str, Attempt], desired: Collection[str]
-) -> frozenset[str]:
-    """The desired adapters that vanished from the listing in exchange for as many that we had loaded meanwhile."""
-    came = {name for name in listed if name not in before and name in attempts and attempts[name].ended_at}
+) -> Exchange:
+    """What one listing exchanged for what, compared with the one before it; nothing where the numbers differ."""
+    came = frozenset(name for name in listed if name not in before and name in attempts and attempts[name].ended_at)
     gone = frozenset(name for name in before if name not in listed and name in desired)
-    return gone if gone and len(gone) == len(came) else frozenset()
+    return Exchange(came, gone) if gone and len(gone) == len(came) else Exchange()
 
 
-def crowded(crowd: Crowd, gone: Collection[str], listed: int) -> Crowd:
-    """What is known of the limit after one more listing."""
-    if not gone:
-        return crowd
-    exchanges = crowd.exchanges + 1
-    return Crowd(exchanges, listed if exchanges >= EXCHANGES else crowd.fit)
+def crowded(crowd: Crowd, exchange: Exchange, listed: int, now: float) -> Crowd:
+    """What is known of the limit after one more listing.
+
+    Somebody may unload one adapter while we load another. So an exchange counts on only if what came had itself been
+    pushed out before, which is the beginning of a circle; a listing that has more refutes the limit, and it is tried
+    again in time.
+    """
+    if crowd.fit is not None and listed > crowd.fit:
+        return Crowd()
+    if not exchange.gone:
+        due = crowd.fit is not None and now >= crowd.until
+        return replace(crowd, exchanges=EXCHANGES - 1, fit=None) if due else crowd
+    exchanges = crowd.exchanges + 1 if exchange.came & crowd.pushed else 1
+    pushed = exchange.gone | (crowd.pushed if exchanges > 1 else frozenset())
+    full = exchanges >= EXCHANGES
+    return Crowd(exchanges, listed if full else crowd.fit, pushed, now + TRIED_AGAIN if full else crowd.until)
 
 
 def too_many(crowd: Crowd, missing: Iterable[Adapter], listed: int, wanted: int) -> dict[str, Barred]:

@@ -10,9 +10,12 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import assert_never
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from lora_sidecar.attempts import Clock
 from lora_sidecar.checkpoint import read_file
@@ -22,16 +25,18 @@ from lora_sidecar.desired import declare
 from lora_sidecar.disk import explained
 from lora_sidecar.engines.auto import make
 from lora_sidecar.errors import CheckpointError, SidecarError
-from lora_sidecar.events import Fact
-from lora_sidecar.model import Adapter, Desired, Incarnation, Observation, Observed, Unknown
+from lora_sidecar.events import Fact, legible
+from lora_sidecar.model import Adapter, Desired, Incarnation, Observation, Observed, Reason, Unknown
 from lora_sidecar.offload import Offloader
 from lora_sidecar.policy import Policy
 from lora_sidecar.preflight import Inspection, Preflight
 from lora_sidecar.reconcile import reconcile
-from lora_sidecar.work import Plan, Work
+from lora_sidecar.work import ConditionType, Work
 
 _NOTHING = Desired(adapters={}, incarnation=Incarnation(0))
 _DISK_SECONDS = 10.0
+_MISTAKES = frozenset({ConditionType.ADAPTER_NAME_TAKEN, ConditionType.BASE_MODEL_CHANGED})
+"""Conditions of a first heartbeat that somebody has to do something about."""
 
 
 class Finding(Struct, frozen=True):
@@ -50,7 +55,8 @@ async def _examine(config: Config) -> tuple[Finding, ...]:
     found = await _directory(config.checkpoint.directory)
     for server in config.servers:
         found += await _server(server, config)
-    return tuple(found)
+    # A folder that two servers load from is looked at twice, and told once.
+    return tuple(dict.fromkeys(found))
 
 
 def _problem(what: str, why: str, hint: str) -> Finding:
@@ -76,34 +82,59 @@ def _try_to_write(path: str) -> None:
 
 async def _server(server: ServerConfig, config: Config) -> list[Finding]:
     name = f"server {server.name} at {server.url}"
-    now = asyncio.get_running_loop().time
     try:
-        engine = make(server, config, now, _unheard)
+        seen = await _observe(server, config)
     except SidecarError as error:
         return [_problem(name, str(error), error.hint)]
-    try:
-        seen = await engine.observe(None)
-    finally:
-        await engine.close()
     found = [_seen(name, seen)]
+    if isinstance(seen, Unknown) and seen.reason is Reason.BASE_MODEL_ABSENT and server.base_model is not None:
+        # What else is wrong with it is to be known at once, too.
+        seen = await _observe(replace(server, base_model=None), config)
     if isinstance(seen, Observed) and seen.runtime_loading is False:
         hint = "start vLLM with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
         found.append(_problem(name, "it has no route to load adapters at run time", hint))
     desired = await _remembered(server, config)
     preflight = Preflight(server.name, config)
+    looks = {one.name: await preflight.inspect(one, 0, warm=False) for one in desired.adapters.values()}
     for adapter in desired.adapters.values():
-        looked = await preflight.inspect(adapter, 0, warm=False)
-        found += _adapter(adapter, looked)
-    if isinstance(seen, Observed):
-        found += _planned(desired, seen, config, server.name, now())
-    return found
+        found += _adapter(adapter, looks[adapter.name])
+    found += _unmeasured(name, server, looks.values())
+    plan = "plan" if len(config.servers) == 1 else f"plan for {server.name}"
+    if found[0].problem or not isinstance(seen, Observed):
+        return [*found, Finding(f"{plan}: to load and unload nothing until {name} is as the config says")]
+    return found + _planned(plan, desired, seen, looks, (config, server))
 
 
 def _seen(name: str, seen: Observation) -> Finding:
-    if isinstance(seen, Unknown):
-        return _problem(name, f"{seen.reason.value}: {seen.detail}", seen.hint)
-    bases = ", ".join(base.id for base in seen.bases)
-    return Finding(f"{name}: serves {bases}, and lists {len(seen.adapters)} adapters")
+    match seen:
+        case Unknown():
+            locked = "; nothing more can be seen of it until then" if seen.reason is Reason.UNAUTHORIZED else ""
+            return _problem(name, f"{seen.reason.value}: {seen.detail}", seen.hint + locked)
+        case Observed():
+            bases = ", ".join(legible(base.id) for base in seen.bases)
+            return Finding(f"{name}: serves {bases}, and lists {len(seen.adapters)} adapters")
+        case _:
+            assert_never(seen)
+
+
+async def _observe(server: ServerConfig, config: Config) -> Observation:
+    """One look at the server; raises `SidecarError` where it cannot be asked at all."""
+    servers = tuple(server if one.name == server.name else one for one in config.servers)
+    engine = make(server, replace(config, servers=servers), asyncio.get_running_loop().time, _unheard)
+    try:
+        return await engine.observe(None)
+    finally:
+        await engine.close()
+
+
+def _unmeasured(name: str, server: ServerConfig, looks: Iterable[Inspection]) -> Iterator[Finding]:
+    """What adapters could not be held against, where one was read: "sound" is not all that a person may take it for."""
+    if all(look.unchecked for look in looks):
+        return
+    if server.max_lora_rank is None:
+        yield Finding(f"{name}: ranks are not checked, since servers[].max_lora_rank does not tell the server's limit")
+    if server.base_model_config is None:
+        yield Finding(f"{name}: shapes are not checked, since servers[].base_model_config names no base model's files")
 
 
 def _unheard(*_: Fact) -> None:
@@ -147,16 +178,25 @@ def _is_mistaken(path: str) -> bool:
         return False
 
 
-def _planned(desired: Desired, seen: Observed, config: Config, server: str, now: float) -> list[Finding]:
+def _planned(
+    plan: str, desired: Desired, seen: Observed, looks: Mapping[str, Inspection], given: tuple[Config, ServerConfig]
+) -> list[Finding]:
     """What the daemon would do at its first heartbeat, by the very step that it would take."""
-    plan = reconcile(desired, seen, Work(), Policy.of(config, server), outcomes=(), clock=Clock(now, 0.0))
-    lines = [f"would load {one.name} from {one.path}" for one in plan.restores]
-    lines += [f"would adopt {name}" for name in sorted(plan.desired.adapters.keys() - desired.adapters.keys())]
-    lines += [f"would forget {name}" for name in sorted(desired.adapters.keys() - plan.desired.adapters.keys())]
-    lines += [f"would not load {name}: {why}" for name, why in sorted(_withheld(plan).items())]
-    lines += [f"would say {one.type.value}: {one.message}" for one in plan.work.conditions]
-    return [Finding(f"plan: {line}") for line in lines or ["nothing to do"]]
-
-
-def _withheld(plan: Plan) -> dict[str, str]:
-    return {name: one.reason for name, one in plan.work.barred.items()}
+    config, server = given
+    now = asyncio.get_running_loop().time()
+    made = reconcile(desired, seen, Work(), Policy.of(config, server.name), outcomes=(), clock=Clock(now, 0.0))
+    withheld = {one.name: refusal.message for one in made.restores if (refusal := looks[one.name].refusal) is not None}
+    withheld |= {name: one.reason for name, one in made.work.barred.items()}
+    lines = [f"to load {one.name} from {one.path}" for one in made.restores if one.name not in withheld]
+    lines += [f"to adopt {legible(name)}" for name in sorted(made.desired.adapters.keys() - desired.adapters.keys())]
+    lines += [f"to forget {name}" for name in sorted(desired.adapters.keys() - made.desired.adapters.keys())]
+    lines += [f"not to load {name}: {why}" for name, why in sorted(withheld.items())]
+    if seen.runtime_loading is False:
+        lines.append("to load nothing until the server has the route for it")
+    found: list[Finding] = []
+    for one in made.work.conditions:
+        if one.type in _MISTAKES:
+            found.append(_problem(f"{one.type.value} on server {server.name}", one.message, one.hint))
+        elif one.type is not ConditionType.RUNTIME_LOADING_DISABLED:
+            lines.append(f"to say {one.type.value}: {one.message}")
+    return found + [Finding(f"{plan}: {line}") for line in lines or ["nothing to do"]]

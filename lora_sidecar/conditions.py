@@ -32,6 +32,11 @@ _HINTS: Mapping[ConditionType, str] = {
     ConditionType.ADOPTION_REFUSED: "they will not come back after a restart; widen policy.adopt or declare them",
 }
 
+_HOLDS: Mapping[FailureKind, str] = {
+    FailureKind.UNAUTHORIZED: "the key in api_key_file must be one that the server was started with",
+    FailureKind.LOCAL: "this process ran out of file descriptors or memory: raise the container's limits",
+}
+
 _BARS: Mapping[Bar, ConditionType] = {
     Bar.QUARANTINED: ConditionType.ADAPTER_QUARANTINED,
     Bar.FILES_GONE: ConditionType.ADAPTER_FILES_MISSING,
@@ -73,11 +78,7 @@ def _loading(seen: Observed, hold: Hold | None) -> Iterable[Condition]:
     if seen.runtime_loading is False:
         yield _condition(ConditionType.RUNTIME_LOADING_DISABLED, "the server has no route to load adapters at run time")
     elif hold is not None:
-        hint = (
-            "the key in api_key_file must be one that the server was started with"
-            if hold.failure.kind is FailureKind.UNAUTHORIZED
-            else "the server was started so that it can load no adapter; see its message"
-        )
+        hint = _HOLDS.get(hold.failure.kind, "the server was started so that it can load no adapter; see its message")
         yield Condition(ConditionType.LOADING_REFUSED, hold.failure.message, hint)
 
 

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from lora_sidecar.backoff import doubled
 from lora_sidecar.config import BackoffConfig
+from lora_sidecar.events import legible
 from lora_sidecar.model import Adapter, Desired, Files, Sight
 from lora_sidecar.work import Attempt
 
@@ -70,9 +71,9 @@ def missing_files(listed: Mapping[str, str], files: Mapping[str, Files]) -> dict
         if look is None or look.looks < LOOKS:
             continue
         if look.sight is Sight.GONE:
-            bad[name] = f"{path} is gone"
+            bad[name] = f"{legible(path)} is gone"
         elif look.sight is Sight.SPOILT:
-            bad[name] = f"{path} could not be loaded again: {look.why}"
+            bad[name] = f"{legible(path)} could not be loaded again: {look.why}"
     return bad
 
 

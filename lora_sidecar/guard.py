@@ -50,14 +50,15 @@ def judge_suspects(
     return desired, replace(work, probation=probation), facts
 
 
-def notice_limit(desired: Desired, work: Work, held: Mapping[str, str], *, restarted: bool) -> Work:
+def notice_limit(desired: Desired, work: Work, held: Mapping[str, str], now: float, *, restarted: bool) -> Work:
     """See whether loads pushed others out of the listing; `held` are the listed names, and those known to be evicted.
 
     Of an engine that tells how many it lists, `eviction` says what was pushed out; this is for one that does not.
     """
     before = () if work.last is None or restarted else [card.name for card in work.last.adapters]
-    pushed_out = exchanged(before, held, work.attempts, desired.adapters.keys())
-    return replace(work, crowd=crowded(work.crowd, pushed_out, len(held)))
+    # What we unloaded ourselves, to replace or to defuse it, is not counted as listed any more.
+    exchange = exchanged(before, held, work.attempts, desired.listed & desired.adapters.keys())
+    return replace(work, crowd=crowded(work.crowd, exchange, len(held), now))
 
 
 def hold_back(
@@ -103,7 +104,11 @@ def defuse(
 def in_turn(
     due: Sequence[Adapter], desired: Desired, work: Work, capacity: int | None, interval: float, now: float
 ) -> tuple[tuple[Adapter, ...], float | None]:
-    """What of the due loads may be sent now, and when something more may."""
+    """What of the due loads may be sent now, and when something more may.
+
+    What does not fit goes first among those above suspicion, and then among the suspects, even one at a time.
+    """
+    innocent = tuple(adapter for adapter in due if adapter.name not in desired.suspects)
+    first = first_tier(innocent or due, desired.adapters, capacity)
     careful = work.load_ended + interval
-    sent, later = paced(due, desired.suspects, slowly=flapping(work.lives), not_before=careful, now=now)
-    return first_tier(sent, desired.adapters, capacity), later
+    return paced(first, desired.suspects, slowly=flapping(work.lives), not_before=careful, now=now)

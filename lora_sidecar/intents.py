@@ -260,6 +260,7 @@ def _of_the_request(kind: FailureKind) -> bool:
         case (
             FailureKind.SERVER_SETUP
             | FailureKind.UNAUTHORIZED
+            | FailureKind.LOCAL
             | FailureKind.ENGINE
             | FailureKind.AMBIGUOUS
             | FailureKind.NOT_LISTED
@@ -273,8 +274,8 @@ def refused(intent: Intent, failure: Failure) -> tuple[Answer, tuple[Fact, ...]]
     """The answer to a refusal, in the engine's own words, and the fact of it."""
     status = failure.status
     if status is None:
-        # Refused before the engine was asked: by what the engine would have answered.
-        status = 404 if failure.kind is FailureKind.FILES else 500
+        # Refused before the engine was asked, with the status that vLLM (0.18 and later) would have given it.
+        status = 404 if "No adapter found" in failure.message else 500
     kind = {400: "BadRequestError", 404: "NotFoundError"}.get(status, "InternalServerError")
     name = intent.name if isinstance(intent, Load | Unload) else ""
     fact = warning(Event.ADAPTER_REFUSED, adapter=name, status=status, message=failure.message)
@@ -307,7 +308,7 @@ def _progress_load(intent: Load, plan: Plan, seen: Observation, now: float, *, f
         return success
     if intent.name not in plan.desired.adapters:
         return Answer(409, f"The lora adapter '{intent.name}' was unloaded by another request.", "Conflict")
-    why = _waits_for(plan.desired, plan.work, now)
+    why = _waits_for(plan.desired, plan.work, now) or _barred(intent.name, plan.work)
     if not why and not fresh:
         why = _held_up(intent.name, plan.work)
     return _will(f"LoRA adapter '{intent.name}'", "loaded", why) if why else None
@@ -345,6 +346,12 @@ def _absent(desired: Desired, work: Work) -> str:
         detail = work.server.detail
         return f"the server is {work.server.phase.value}{detail and ' (' + detail + ')'}"
     return ""
+
+
+def _barred(name: str, work: Work) -> str:
+    """Why this adapter is not loaded although nothing is wrong with the server, empty where that is not so."""
+    barred = work.barred.get(name)
+    return "" if barred is None else barred.reason
 
 
 def _held_up(name: str, work: Work) -> str:

@@ -70,7 +70,7 @@ class Paused(Struct, frozen=True):
 
 
 class Suspect(Struct, frozen=True):
-    """An adapter whose load was under way when the server died, as far as that is known.
+    """An adapter of which a load or a probe was under way when the server died, as far as that is known.
 
     `deaths` counts the lives of the server that ended so, and `accused` is whether the last load from `path` broke off
     and no listing has said yet if the server outlived it. `files` is the fingerprint of the files that were loaded,
@@ -188,6 +188,8 @@ class FailureKind(StrEnum):
     """The server as started can load nothing (route switched off, LoRA not enabled): no adapter is to blame."""
     UNAUTHORIZED = "unauthorized"
     """The key is missing or wrong: no adapter is to blame."""
+    LOCAL = "local"
+    """This process could not send it (no descriptors, no memory): neither adapter nor server is to blame."""
     ENGINE = "engine"
     """The engine is dead, stopping or out of memory: the round ends and the next listing decides."""
     AMBIGUOUS = "ambiguous"

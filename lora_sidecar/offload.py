@@ -16,6 +16,10 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
+class NoThreadError(TimeoutError):
+    """No thread was to be had: nothing was called, and what it would have looked at is not to blame."""
+
+
 class _Call(Generic[T]):
     """One call in its thread, and the future that hears of its end."""
 
@@ -67,8 +71,8 @@ class Offloader:
     async def run(self, function: Callable[[], T], deadline: float) -> T:
         """Call `function` in a thread and wait at most `deadline` seconds.
 
-        Raises `TimeoutError` if it takes longer, or at once if an earlier call is still stuck or no thread is to be
-        had; and what it raises. The call itself goes on to its end.
+        Raises `TimeoutError` if it takes longer, or at once if an earlier call is still stuck (`NoThreadError`: or no
+        thread is to be had); and what it raises. The call itself goes on to its end.
         """
         if self.busy:
             raise TimeoutError("an earlier call has not come back yet")
@@ -76,7 +80,7 @@ class Offloader:
         try:
             call.start(self._name)
         except RuntimeError as error:
-            raise TimeoutError(f"no thread can be started now: {error}") from error
+            raise NoThreadError(f"no thread can be started now: {error}") from error
         self._under_way = call.ended  # type: ignore[assignment]  # a future is invariant, and only its end is looked at
         async with asyncio.timeout(deadline):
             return await asyncio.shield(call.ended)

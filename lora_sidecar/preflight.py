@@ -37,7 +37,7 @@ from lora_sidecar.adapter_check import (
 )
 from lora_sidecar.config import Config, PreflightConfig
 from lora_sidecar.model import Adapter, Failure, FailureKind, Looked, Origin, Result
-from lora_sidecar.offload import Offloader
+from lora_sidecar.offload import NoThreadError, Offloader
 
 T = TypeVar("T")
 
@@ -48,6 +48,9 @@ _CONFIG_BYTES: Final = 1024 * 1024
 _HEADER_BYTES: Final = 8 * 1024 * 1024
 _PIECE: Final = 64 * 1024 * 1024
 _BUFFER: Final = 1024 * 1024
+
+_OURS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+"""Errors that tell of this process, and nothing of the file."""
 
 _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
@@ -154,9 +157,26 @@ class Preflight:
             found, at = await self._slots.run(adapter.path, look, config.timeout)
             while at >= 0:
                 at = await self._slots.run(adapter.path, partial(_warm, adapter.path, at), config.timeout)
+        except NoThreadError as error:
+            return Inspection(unchecked=str(error))
         except TimeoutError:
             return Inspection((_HUNG,))
         return found
+
+    async def absence(self, adapter: Adapter) -> Failure | None:
+        """Why it is not in its place, None where it is or where the folder above it cannot be seen from here."""
+        try:
+            absent = await self._slots.run(adapter.path, partial(_is_mistaken, adapter.path), self._config.timeout)
+        except NoThreadError:
+            return None
+        except (TimeoutError, OSError) as error:
+            return Failure(FailureKind.FILES, f"{adapter.path} cannot be read: {error}")
+        return Failure(FailureKind.FILES, f"there is no {CONFIG} in {adapter.path}") if absent else None
+
+
+def _is_mistaken(path: str) -> bool:
+    folder = Path(path)
+    return is_visible(path) and folder.parent.is_dir() and not (folder / CONFIG).is_file()
 
 
 def _inspect(
@@ -172,7 +192,7 @@ def _inspect(
 
 def _look(path: str, config: PreflightConfig, base: str | None, limits: Limits) -> Inspection:
     # Before the reading: what changes meanwhile is another state than the one that was read.
-    marks = fingerprint(path)
+    marks = fingerprint(path) if is_visible(path) else ""
     folder = read_folder(path)
     if isinstance(folder, Unseen):
         return Inspection(unchecked=folder.why)
@@ -198,11 +218,12 @@ def read_folder(path: str) -> Folder | Finding | Unseen:
 
     A folder that is there and cannot be read is a finding, one that is not there for us is unseen.
     """
-    if not path.startswith("/"):
+    if not is_visible(path):
         return Unseen("it is a hub id, which only the server resolves")
     try:
         if not stat.S_ISDIR(Path(path).stat().st_mode):
-            return Finding(FailureKind.FILES, f"[Errno 20] Not a directory: {path!r}", "name the adapter's folder")
+            where = os.path.join(path, CONFIG)  # noqa: PTH118 - text in, text out
+            return Finding(FailureKind.FILES, f"[Errno 20] Not a directory: {where!r}", "name the adapter's folder")
     except OSError as error:
         return Unseen(f"it cannot be seen from here: {os.strerror(error.errno or 0)}")
     try:
@@ -210,7 +231,11 @@ def read_folder(path: str) -> Folder | Finding | Unseen:
         return Folder(path, os.path.realpath(path), None if config is None else config[0], _weights(path))
     except PermissionError as error:
         return Unseen(f"its files cannot be read from here: {os.strerror(error.errno or 0)}")
+    except MemoryError:
+        return Unseen("its files cannot be read now: no memory is left")
     except OSError as error:
+        if error.errno in _OURS:
+            return Unseen(f"its files cannot be read now: {os.strerror(error.errno or 0)}")
         return Finding(FailureKind.FILES, f"its files cannot be read: {error}", "look at the volume")
 
 
@@ -251,6 +276,23 @@ def _read(path: str, most: int) -> tuple[bytes, int] | None:
         return b"".join(parts), found.st_size
     finally:
         os.close(file)
+
+
+def is_visible(path: str) -> bool:
+    """Whether a path may name a folder here: a listing may hold any text, which the operating system must not get."""
+    return path.startswith("/") and path.isprintable()
+
+
+def is_complete(path: str) -> bool:
+    """Whether a folder has what an adapter needs; blocks on the disk."""
+    return _is_file(Path(path, CONFIG)) and any(_is_file(Path(path, name)) for name in (SAFETENSORS, *PICKLES))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False
 
 
 def _warm(path: str, begin: int) -> int:

@@ -145,7 +145,7 @@ def _plan(
     desired = registered(desired, work, seen, listed)
     out = evicted(desired, work, seen, listed)
     held = listed | {name: desired.adapters[name].path for name in out}
-    work = notice_limit(desired, work, held, restarted=judgement.restarted)
+    work = notice_limit(desired, work, held, clock.now, restarted=judgement.restarted)
     desired, missed, missing, forgotten = _tell_unloaded_from_lost(desired, work.missed, held, policy, judgement)
     if not missing:
         work = replace(work, hold=None, withheld=None)

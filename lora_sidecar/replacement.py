@@ -28,6 +28,8 @@ Replace = Literal["never", "safe", "always"]
 
 _UNDER_WAY = frozenset({Stage.UNLOADING, Stage.LOADING, Stage.REVERTING})
 _FOR_GOOD = float("inf")
+_PREFLIGHT = frozenset({FailureKind.FILES, FailureKind.ADAPTER})
+"""What a look at the successor's files comes to; no server says so of an unload."""
 
 
 class Rule(Struct, frozen=True):
@@ -113,8 +115,8 @@ def absorb(
                 if swap is None:
                     prunes[one.name] = Attempt(failure=one.result, not_before=now + backoff.max, ended_at=one.at)
                 else:
-                    # Files that are not there yet may still come; nothing was touched for them.
-                    again = now + backoff.max if one.result.kind is FailureKind.FILES else _FOR_GOOD
+                    # Files that are not there or not right yet may still come; nothing was touched for them.
+                    again = now + backoff.max if one.result.kind in _PREFLIGHT else _FOR_GOOD
                     swaps[one.name] = replace(swap, stage=Stage.REFUSED, why=one.result.message, retry_at=again)
             case _:
                 assert_never(one.result)

@@ -61,6 +61,7 @@ class Restorer:
         self._accepted_in: int | None = None
         self._quiet_until = float("-inf")
         self._sent = False
+        self._withheld = False
         self.concurrency: int | Literal["auto"] = "auto"
         self._round_ended_at = float("-inf")
 
@@ -170,7 +171,8 @@ class Restorer:
         try:
             async with self._under_way[adapter.name, incarnation]:
                 if self._preflight is not None:
-                    looked = await self._preflight.inspect(adapter, incarnation)
+                    # An engine that slept a moment ago may do so for hours: the weights are not read over and over.
+                    looked = await self._preflight.inspect(adapter, incarnation, warm=not self._withheld)
                     waited = 0.0 if looked.refusal else await self._admission()
                     if not self._is_wanted(adapter, plan):
                         return
@@ -185,7 +187,8 @@ class Restorer:
             self._ended_at[adapter.name] = ended
         if isinstance(result, Accepted):
             self._accepted_in = incarnation
-        self._sent = self._sent or not isinstance(result, Withheld)
+        self._withheld = isinstance(result, Withheld)
+        self._sent = self._sent or not self._withheld
         if _ends_round(result) and incarnation == self._incarnation():
             self._round_ended_at = ended
 

@@ -1,23 +1,22 @@
 """Unloads what the newest plan retires: one at a time, reported and never believed.
 
 Two traps are guarded against. An adapter that is unloaded to be replaced is away until its successor is loaded; so none
-is while the engine sleeps or is paused, when nothing could be loaded, nor where the successor's files are seen to be
-missing. And a plan for one life of the server says nothing of the next; so each step is looked up in the newest.
+is while the engine sleeps or is paused, when nothing could be loaded, nor where the successor's files are missing or
+such that the engine would refuse them, as far as can be seen. And a plan for one life of the server says nothing of
+the next; so each step is looked up in the newest.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from pathlib import Path
-from typing import Final
+
+from msgspec.structs import replace
 
 from lora_sidecar.engines import Engine
-from lora_sidecar.model import Accepted, Failure, FailureKind, Retired
-from lora_sidecar.offload import Offloader
+from lora_sidecar.model import Accepted, Failure, Retired
+from lora_sidecar.preflight import Preflight
 from lora_sidecar.work import Plan, Retire
-
-_LOOK_DEADLINE: Final = 5.0
 
 
 class Retirer:
@@ -28,13 +27,13 @@ class Retirer:
         engine: Engine,
         now: Callable[[], float],
         finished: Callable[[], None],
-        looker: Offloader | None = None,
+        preflight: Preflight,
     ) -> None:
-        """`finished` is called when only a new listing can say more; `looker` is where the disk is waited for."""
+        """`finished` is called when only a new listing can say more; `preflight` looks at what is to be loaded next."""
         self._engine = engine
         self._now = now
         self._finished = finished
-        self._looker = looker or Offloader("retire")
+        self._preflight = preflight
         self._plan: Plan | None = None
         self._offered = asyncio.Event()
         self._ended: list[Retired] = []
@@ -67,7 +66,13 @@ class Retirer:
         ended = False
         while (step := self._step()) is not None:
             retire, incarnation = step
-            result = await self._unload(retire)
+            result: Accepted | Failure | None = await self._refusal(retire, incarnation)
+            if result is None and await self._engine.halted():
+                return ended
+            if self._step() != step:
+                # Meanwhile the server may have gone, or the config have changed.
+                continue
+            result = result or await self._engine.unload(retire.name)
             at = self._now()
             self._ended_at[retire.name] = at
             self._ended.append(Retired(retire.name, incarnation, result, at))
@@ -81,20 +86,10 @@ class Retirer:
                 return retire, plan.incarnation
         return None
 
-    async def _unload(self, retire: Retire) -> Accepted | Failure:
-        if retire.successor is not None and (absent := await self._absent(retire.successor.path)):
-            return Failure(FailureKind.FILES, absent)
-        return await self._engine.unload(retire.name)
-
-    async def _absent(self, path: str) -> str:
-        """Why the successor must not be expected to load, as far as can be seen from here."""
-        folder = Path(path)
-        if not folder.is_absolute():
-            return ""
-        try:
-            absent = await self._looker.run(
-                lambda: folder.parent.is_dir() and not (folder / "adapter_config.json").is_file(), _LOOK_DEADLINE
-            )
-        except (TimeoutError, OSError) as error:
-            return f"{path} cannot be read: {error}"
-        return f"there is no adapter_config.json in {path}" if absent else ""
+    async def _refusal(self, retire: Retire, incarnation: int) -> Failure | None:
+        """Why the successor must not be expected to load; None where there is none, or nothing speaks against it."""
+        if retire.successor is None:
+            return None
+        looked = await self._preflight.inspect(retire.successor, incarnation)
+        refusal = looked.refusal or await self._preflight.absence(retire.successor)
+        return refusal and replace(refusal, message=f"nothing is unloaded for it; {refusal.message}")

@@ -17,16 +17,15 @@ from typing import Final
 
 from msgspec import Struct
 
-from lora_sidecar.adapter_check import CONFIG, PICKLES, SAFETENSORS, Finding, Limits, check
+from lora_sidecar.adapter_check import Finding, Limits, check
 from lora_sidecar.files import LOOKS
 from lora_sidecar.model import Files, Sight
-from lora_sidecar.preflight import Slots, Unseen, fingerprint, read_folder
+from lora_sidecar.preflight import Slots, Unseen, fingerprint, is_complete, is_visible, read_folder
 
 IN_TURN: Final = 20
 """Loaded adapters that are looked at each time."""
 
 _ODD: Final = frozenset({Sight.GONE, Sight.SPOILT})
-_WEIGHTS: Final = (SAFETENSORS, *PICKLES)
 
 
 class Place(Struct, frozen=True):
@@ -122,10 +121,10 @@ def _look(
     path: str, place: Place | None, before: Files | None, neighbours: Sequence[str]
 ) -> tuple[Files, Place | None]:
     """One look at one folder; blocks on the disk."""
-    if not path.startswith("/"):
+    if not is_visible(path):
         return Files(Sight.UNSEEN), None
     now = _place(path)
-    if now is not None and _complete(path):
+    if now is not None and is_complete(path):
         marks = fingerprint(path)
         spoilt = _spoilt(path) if before is None or before.fingerprint != marks else before.why
         return _again(Files(Sight.SPOILT if spoilt else Sight.PRESENT, marks, why=spoilt), before), now
@@ -135,7 +134,7 @@ def _look(
     if now is None and not _absent(path):
         return Files(Sight.UNSEEN), place
     if place is None:
-        beside = any(_complete(one) for one in neighbours)
+        beside = any(is_complete(one) for one in neighbours)
         return _again(Files(Sight.GONE if beside else Sight.UNSEEN), before), None
     same_mount = now.folder == place.folder if now is not None else _device(_parent(path)) == place.parent
     return _again(Files(Sight.GONE if same_mount else Sight.UNSEEN, seen_before=same_mount), before), place
@@ -180,18 +179,6 @@ def _absent(path: str) -> bool:
     except OSError:
         return False
     return False
-
-
-def _complete(path: str) -> bool:
-    """Whether a folder has what an adapter needs."""
-    return _is_file(Path(path, CONFIG)) and any(_is_file(Path(path, name)) for name in _WEIGHTS)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return stat.S_ISREG(path.stat().st_mode)
-    except OSError:
-        return False
 
 
 def _parent(path: str) -> str:

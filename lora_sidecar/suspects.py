@@ -2,8 +2,9 @@
 
 The trap guarded against is a watchdog that turns one bad adapter into a crash loop: it is loaded, the engine dies of
 it, the server restarts, and it is loaded again. A load under way when the server died makes its adapter a suspect,
-which the checkpoint remembers. Suspects are loaded last and alone; at the second death such an adapter is quarantined.
-A load that broke off is only an accusation: the next good listing says whether it was the same life of the server.
+which the checkpoint remembers, and so does a probe by inference. Suspects are loaded last and alone; at the second
+death such an adapter is quarantined. A load that broke off is only an accusation: the next good listing says whether
+it was the same life of the server.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _DOUBLINGS = 16
 
 
 def accuse(desired: Desired, outcomes: Iterable[Outcome], under_way: Iterable[Adapter]) -> Desired:
-    """Remember the loads that broke off, and those under way while the server is away, until a listing decides.
+    """Remember the loads that broke off, and what was under way while the server is away, until a listing decides.
 
     `under_way` is empty unless the server is away or was found restarted. Outcomes of another incarnation are no
     evidence: their loads were under way when the restart was noticed. The same object is returned if nothing changed.
@@ -85,7 +86,7 @@ def _told(adapter: Adapter, deaths: int) -> Fact:
         adapter=adapter.name,
         path=adapter.path,
         deaths=deaths,
-        reason=f"the server died {_times(deaths)} while this adapter was being loaded; {what}",
+        reason=f"the server died {_times(deaths)} while this adapter was being loaded or probed; {what}",
     )
 
 
@@ -131,7 +132,9 @@ def quarantined(
         suspect, served = desired.suspects.get(name), probation.get(name)
         if suspect is not None and served is not None and served.until > now:
             length = format_duration(sentence_of(suspect.deaths, backoff))
-            reason = f"the server died {_times(suspect.deaths)} while it was being loaded; held back for {length}"
+            reason = (
+                f"the server died {_times(suspect.deaths)} while it was being loaded or probed; held back for {length}"
+            )
             held[name] = Barred(Bar.QUARANTINED, reason)
     return held
 

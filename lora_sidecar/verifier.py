@@ -1,9 +1,10 @@
 """Sends the probes by inference: one adapter at a time, ever so slowly, and only where it does no harm.
 
 The traps guarded against: a probe that competes with requests (none is sent beyond `verify.busy_above`), one that waits
-in a sleeping or paused engine (it is asked first), one of an adapter whose folder is gone (vLLM reads an evicted
-adapter again at its next request, and dies when it cannot), and an adapter that waits for a slot of the engine taken
-for dead (no answer in time counts only if the engine had nothing else to do).
+in a sleeping or paused engine (it is asked first), one of an adapter whose files are gone or spoilt (vLLM reads an
+evicted adapter again at its next request, and dies when it cannot), an adapter that kills the server at every probe
+(it is told, and becomes a suspect as by a load), and an adapter that waits for a slot of the engine taken for dead (no
+answer in time counts only if the engine had nothing else to do).
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from lora_sidecar.conditions import transitions
 from lora_sidecar.config import Config
 from lora_sidecar.engines import Engine
 from lora_sidecar.events import Fact
-from lora_sidecar.model import NoAnswer, Said
-from lora_sidecar.preflight import Slots
+from lora_sidecar.model import Adapter, Answer, NoAnswer, Said, Sight
+from lora_sidecar.preflight import Slots, is_complete, is_visible
 from lora_sidecar.verification import Trial, Trials, completed, conditions_of, current, judge, next_up
-from lora_sidecar.work import Condition, Phase, Plan
+from lora_sidecar.work import Condition, Phase, Plan, Verdict
 
 _ADAPTER_DEADLINE: Final = 30.0
 _LOOK_DEADLINE: Final = 2.0
@@ -46,10 +47,15 @@ class Verifier:
         self._refused = 0
         self._resume_at = float("-inf")
         self._told: tuple[Condition, ...] = ()
+        self._asking: Adapter | None = None
+        self._unanswered_at = float("inf")
 
     def offer(self, plan: Plan, config: Config) -> tuple[Fact, ...]:
         """Go by the newest plan and config; the facts are the conditions that began or ceased to hold."""
         self._plan, self._config = plan, config
+        if plan.verdict is not Verdict.UNKNOWN and plan.observed_at > self._unanswered_at:
+            # The server outlived it.
+            self._asking = None
         if plan.incarnation != self._life or config.verify.by == "listed":
             self._life, self._trials, self._obstacle, self._refused = plan.incarnation, {}, "", 0
         elif plan.work.last is not None:
@@ -62,6 +68,11 @@ class Verifier:
     def conditions(self) -> tuple[Condition, ...]:
         """The conditions that hold."""
         return conditions_of(self._trials, self._obstacle)
+
+    @property
+    def in_doubt(self) -> tuple[Adapter, ...]:
+        """The adapter that was asked last, unless it answered or the server was seen to have outlived that."""
+        return () if self._asking is None else (self._asking,)
 
     async def run(self) -> None:
         """Probe for ever."""
@@ -107,11 +118,11 @@ class Verifier:
                 # After a sleep each has to be proven anew.
                 self._settle(life, before, {n: Trial(t.path) for n, t in before.items()})
             return
-        if await self._files_gone(trial.path):
+        if await self._files_gone(trial.path, plan):
             self._settle(life, before, {**before, name: judge(trial, _UNASKED, _UNASKED, self._now())})
             return
         base = await self._engine.ask(plan.work.last.bases[0].id, trial.prompt, None)
-        said = base if isinstance(base, NoAnswer) else await self._engine.ask(name, trial.prompt, _ADAPTER_DEADLINE)
+        said = base if isinstance(base, NoAnswer) else await self._ask(plan.desired.adapters[name], trial.prompt)
         if isinstance(base, NoAnswer):
             self._refused += 1
         else:
@@ -121,6 +132,14 @@ class Verifier:
         if isinstance(base, NoAnswer) and base.status is not None and self._refused >= _REFUSALS:
             self._obstacle = f"the base model answers no completion with log-probabilities: {base.message}"
         self._settle(life, before, {**before, name: judge(trial, base, said, self._now())})
+
+    async def _ask(self, adapter: Adapter, prompt: str) -> Answer:
+        self._asking, self._unanswered_at = adapter, float("inf")
+        said = await self._engine.ask(adapter.name, prompt, _ADAPTER_DEADLINE)
+        if isinstance(said, Said):
+            self._asking = None
+        self._unanswered_at = self._now()
+        return said
 
     async def _fair(self, base: Said, said: NoAnswer, model: str, prompt: str) -> Said | NoAnswer:
         """What the base model says after the adapter failed; a wait counts only in an engine that does nothing else."""
@@ -136,15 +155,16 @@ class Verifier:
             self._trials = current(after, listed)
             self._report(*completed(before, self._trials))
 
-    async def _files_gone(self, path: str) -> bool:
-        """Whether the folder's place can be seen from here and the adapter is not in it any more."""
-        folder = Path(path)
-        if not folder.is_absolute():
+    async def _files_gone(self, path: str, plan: Plan) -> bool:
+        """Whether the adapter could not be read again, as far as can be seen: its place is there, and it is not."""
+        known = plan.work.files.get(path)
+        if known is not None and known.sight in (Sight.GONE, Sight.SPOILT):
+            return True
+        if not is_visible(path):
             return False
+        folder = Path(path)
         try:
-            return await self._slots.run(
-                path, lambda: folder.parent.is_dir() and not (folder / "adapter_config.json").is_file(), _LOOK_DEADLINE
-            )
+            return await self._slots.run(path, lambda: folder.parent.is_dir() and not is_complete(path), _LOOK_DEADLINE)
         except (TimeoutError, OSError):
             return True
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
-from lora_sidecar.attempts import Clock, pardon
+from lora_sidecar.attempts import Clock, hasten, pardon
 from lora_sidecar.config import Config
 from lora_sidecar.desired import declare
 from lora_sidecar.desk import Desk
@@ -76,7 +76,7 @@ class Watch:
         self.survey = Survey(Slots(f"survey-{name}", clock.new_slot), self.look)
         self.restorer = Restorer(engine, clock.now, self.look, self._preflight)
         self._vitals = Vitals(engine)
-        self.retirer = Retirer(engine, clock.now, self.look)
+        self.retirer = Retirer(engine, clock.now, self.look, self._preflight)
         self.verifier = Verifier(engine, clock.now, report, Slots(f"verify-{name}", clock.new_slot))
         self.unloader = Unloader(engine, clock.now, self.restorer.loading, self.look)
         self.desk = Desk(self.look)
@@ -125,7 +125,7 @@ class Watch:
             outcomes=ended[0],
             unloaded=(*ended[1], *self.retirer.drain()),
             clock=Clock(self._clock.now(), self._clock.jitter()),
-            around=Around(self.restorer.in_flight, self.survey.files),
+            around=Around((*self.restorer.in_flight, *self.verifier.in_doubt), self.survey.files),
         )
         self._work = plan.work
         self._report(*plan.facts)
@@ -171,13 +171,16 @@ class Watch:
     def _apply_config(self) -> Config:
         """Take over a config that is new: what it declares is desired from this heartbeat on."""
         if self._config is not self._wanted:
-            self._config = self._wanted
+            former, self._config = self._config, self._wanted
             self._engine.apply(self._config)
             self.restorer.concurrency = self._config.restore.concurrency
             self._preflight.apply(self._config)
             before = self._desired
             self._desired, facts = declare(before, self._config.declared_on(self._name))
-            self._work = replace(self._work, attempts=pardon(self._work.attempts, before, self._desired), steady=None)
+            attempts = pardon(self._work.attempts, before, self._desired)
+            if former is not None and _measure(former, self._name) != _measure(config := self._config, self._name):
+                attempts = hasten(attempts, config.restore.backoff)
+            self._work = replace(self._work, attempts=attempts, steady=None)
             self._report(*facts)
         return self._config
 
@@ -226,6 +229,11 @@ class Watch:
         except TimeoutError:
             return
         self._look.clear()
+
+
+def _measure(config: Config, server: str) -> tuple[object, ...]:
+    """What adapters are held against before they are sent."""
+    return config.preflight, *(one for one in config.servers if one.name == server)
 
 
 def _paused(desired: Desired) -> tuple[Condition, ...]:

@@ -91,12 +91,15 @@ class Barred(Struct, frozen=True):
 class Crowd(Struct, frozen=True):
     """What was seen of an engine's limit in this life of the server.
 
-    `exchanges` counts the listings in which as many adapters had vanished as we had loaded. `fit` is how many it lists
-    at most, None while that is not known.
+    `exchanges` counts the listings in a row in which as many adapters had vanished as we had loaded, each of them after
+    one that it had pushed out itself; `pushed` are the names that vanished so. `fit` is how many it lists at most, None
+    while that is not known, and `until` when that is to be tried again.
     """
 
     exchanges: int = 0
     fit: int | None = None
+    pushed: frozenset[str] = frozenset()
+    until: float = 0.0
 
 
 class Stage(StrEnum):
@@ -252,7 +255,11 @@ class Work(Struct, frozen=True):
 
 
 class Around(Struct, frozen=True):
-    """What is known besides an observation: the loads under way, and the last looks at files, by path."""
+    """What is known besides an observation.
+
+    `under_way` are the loads under way, and a probe by inference that is or was not answered; `files` the last looks at
+    files, by path.
+    """
 
     under_way: tuple[Adapter, ...] = ()
     files: Mapping[str, Files] = {}

@@ -260,7 +260,12 @@ class Routes:
             return web.Response(text=f"Success: LoRA adapter '{name}' added successfully.", content_type=_NO_TYPE)
 
     async def _unload(self, request: web.Request) -> web.Response:
-        name = unload_request(json_body(request.headers.get("Content-Type", ""), await request.read()))
+        return await self.unload(
+            unload_request(json_body(request.headers.get("Content-Type", ""), await request.read()))
+        )
+
+    async def unload(self, name: str) -> web.Response:
+        """The answer to a request to unload that adapter."""
         async with self.registry.locks[name]:
             if not name:
                 return _bad_input("'lora_name' needs to be provided to unload a LoRA adapter.")

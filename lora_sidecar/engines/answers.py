@@ -66,7 +66,8 @@ def absent_base(served: list[str], wanted: str | None) -> Broken | None:
 
 def unanswered(broken: Broken) -> Failure:
     """A load or unload without an answer: ambiguous, unless it never left."""
-    kind = FailureKind.AMBIGUOUS if broken.sent else FailureKind.ENGINE
+    unsent = FailureKind.LOCAL if broken.reason is Reason.LOCAL else FailureKind.ENGINE
+    kind = FailureKind.AMBIGUOUS if broken.sent else unsent
     return Failure(kind, sentence(f"{broken.reason.value}: {broken.detail}"))
 
 

@@ -199,8 +199,8 @@ BUGS: Final[dict[str, Bug]] = {
             ),
             Edit(
                 "lora_sidecar.watch",
-                "        self.restorer.offer(plan)\n        self.unloader",
-                "        self.unloader",
+                "        self._report(*facts)\n        self.restorer.offer(plan)\n",
+                "        self._report(*facts)\n",
             ),
         ),
         "tests/simulation/test_many_lives.py::test_a_world_of_restarts",

@@ -55,7 +55,7 @@ async def test_a_sound_setup_prints_its_plan(start_vllm: StartVllm, tmp_path: Pa
     assert (status, err) == (0, [])
     assert having(out, "adapter good", "sound")
     assert having(out, "adapter far", "unchecked, it is a hub id")
-    assert having(out, "plan: would load good from")
+    assert having(out, "plan: to load good from")
     assert list(state.iterdir()) == []
     assert having(server.log.read_text().splitlines(), "load_lora_adapter", "POST") == []
 
@@ -63,11 +63,11 @@ async def test_a_sound_setup_prints_its_plan(start_vllm: StartVllm, tmp_path: Pa
 async def test_every_problem_of_a_broken_setup_is_named_at_once(
     start_vllm: StartVllm, tmp_path: Path, adapters: Path
 ) -> None:
-    """Route off, wrong path, rank, a feature, a directory that is not there: each has a line, with what to do."""
+    """Route off, base model, wrong path, rank, a feature, a name, a directory: each has a line, with what to do."""
     server = await start_vllm(runtime_lora=False)
     declared = [{"name": name, "path": str(adapters / name)} for name in ("good", "wide", "dora", "typo")]
     config = settings(server.url, tmp_path / "nowhere", declared)
-    config["servers"][0]["max_lora_rank"] = 16
+    config["servers"][0] |= {"max_lora_rank": 16, "base_model": "llama"}
     status, out, err = await check(tmp_path, config)
 
     assert status == 69
@@ -77,8 +77,42 @@ async def test_every_problem_of_a_broken_setup_is_named_at_once(
     assert having(err, "adapter wide", "LoRA rank 64 is greater than max_lora_rank 16.", "--max-lora-rank 64")
     assert having(err, "adapter dora", "vLLM does not yet support DoRA.")
     assert having(err, "adapter typo", "No adapter found for", "is the path right")
-    assert len(err) == 5
-    assert out[-1].endswith("5 problems")
+    assert having(err, "base_model_absent", "not 'llama'", "is servers[].url the right server")
+    assert len(err) == 6
+    assert out[-1].endswith("6 problems")
+    assert having(out, "plan: to load and unload nothing until")
+
+
+async def test_the_plan_is_that_of_the_daemon(start_vllm: StartVllm, tmp_path: Path, adapters: Path) -> None:
+    """What would not be sent is not planned, and what "sound" leaves out is said; a taken name is a problem."""
+    server = await start_vllm()
+    state = tmp_path / "state"
+    state.mkdir()
+    declared = [{"name": name, "path": str(adapters / name)} for name in ("good", "dora")]
+    config = settings(server.url, state, [*declared, {"name": "base", "path": str(adapters / "good")}])
+    status, out, err = await check(tmp_path, config)
+
+    assert status == 69
+    assert having(out, "plan: to load good from")
+    assert having(out, "plan: not to load dora: preflight, not sent: vLLM does not yet support DoRA.")
+    assert not having(out, "plan: to load dora")
+    assert having(err, "AdapterNameTaken", "base: its name is that of a served base model", "another name")
+    assert having(out, "ranks are not checked", "servers[].max_lora_rank")
+    assert having(out, "shapes are not checked", "servers[].base_model_config")
+
+
+async def test_a_folder_for_two_servers_is_told_once(start_vllm: StartVllm, tmp_path: Path, adapters: Path) -> None:
+    """Each problem has one line, and each server a plan of its own."""
+    left, right = await start_vllm(), await start_vllm()
+    state = tmp_path / "state"
+    state.mkdir()
+    config = settings(left.url, state, [{"name": "dora", "path": str(adapters / "dora")}])
+    config["servers"] = [{"name": "left", "url": left.url}, {"name": "right", "url": right.url}]
+    status, out, err = await check(tmp_path, config)
+
+    assert (status, len(err)) == (69, 1)
+    assert having(out, "plan for left: not to load dora")
+    assert having(out, "plan for right: not to load dora")
 
 
 async def test_a_key_that_is_wrong_and_a_base_model_that_is_not_there(start_vllm: StartVllm, tmp_path: Path) -> None:

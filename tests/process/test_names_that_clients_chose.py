@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import aiohttp
+import pytest
 
 from tests.process.conftest import NewSidecar, StartVllm
 from tests.support.http_client import Api
@@ -63,3 +64,30 @@ async def test_a_client_cannot_fill_the_memory(
     assert "policy.adopt.max of 20 is reached" in raised["message"]
     assert "and 21 more" in raised["message"]
     assert len(sidecar.named("condition.raised")) == 1
+
+
+@pytest.mark.parametrize("path", ["/a" * 100_000, "/a\x00b", "/two\nlines", "/\x1b[31mred", "../../etc", "/\u2028"])
+@pytest.mark.parametrize("policy", [{"replace": "never"}, {"replace": "always", "on_files_gone": "unload"}])
+async def test_a_path_that_a_client_chose_harms_nothing(
+    start_vllm: StartVllm, new_sidecar: NewSidecar, session: aiohttp.ClientSession, path: str, policy: dict[str, str]
+) -> None:
+    """A declared name that somebody loaded from a strange path: nothing ends over it, and every answer stays small."""
+    server = await start_vllm()
+    api = Api(session, server.url)
+    assert (await api.load("sql", path)).status == 200
+    sidecar = new_sidecar(server.url, [{"name": "sql", "path": "/adapters/sql"}], policy=policy)
+    await sidecar.start()
+    if policy["replace"] == "never":
+        await sidecar.event("condition.raised", condition="AdapterPathDiffers")
+    else:
+        await sidecar.event("adapter.replaced", adapter="sql")
+    await sidecar.beats(20)
+    assert (await api.listed())["sql"] == (path if policy["replace"] == "never" else "/adapters/sql")
+    assert all(len(line) < 17_000 and line.isprintable() for line in sidecar.log.splitlines())
+    for place in ("/", "/status", "/metrics", "/readyz?verbose"):
+        answer = await sidecar.get(place)
+        assert answer.status == 200
+        assert path not in answer.text or len(path) < 20
+        assert "\x1b" not in answer.text
+    saved = json.loads((sidecar.folder / "checkpoints" / "vllm.json").read_text())
+    assert [one["path"] for one in saved["adapters"]] == ["/adapters/sql"]

@@ -11,12 +11,14 @@ from pathlib import Path
 from random import Random
 from unittest.mock import patch
 
+from lora_sidecar.capacity import TRIED_AGAIN
+from lora_sidecar.desired import same_path
 from lora_sidecar.engines import vllm
 from lora_sidecar.model import Origin
 from lora_sidecar.pacing import LIVES, WINDOW
-from lora_sidecar.status import unready
+from lora_sidecar.status import ServerStatus, unready
 from lora_sidecar.suspects import DEATHS, sentence_of
-from lora_sidecar.work import ConditionType, Phase, Verdict, Work
+from lora_sidecar.work import ConditionType, Phase, Stage, Verdict, Work
 from tests.simulation import virtual_time
 from tests.simulation.fate import NAMES, ODD_NAMES, Fate, traits_of
 from tests.simulation.oracle import ViolationError
@@ -81,7 +83,8 @@ class Calm:
         paced = (len(NAMES) + len(ODD_NAMES) + 2) * world.config.heartbeat.interval
         suspects = () if world.sidecar is None else world.sidecar.board.statuses()[0].desired.suspects.values()
         quarantine = max((sentence_of(one.deaths, backoff) for one in suspects if one.deaths >= DEATHS), default=0.0)
-        return waits + 4 * loads + 2 * paced + 2 * quarantine + 30.0
+        full = world.sidecar is not None and world.sidecar.board.statuses()[0].work.crowd.fit is not None
+        return waits + 4 * loads + 2 * paced + 2 * quarantine + (2 * TRIED_AGAIN if full else 0.0) + 30.0
 
     def _unsettled(self) -> str:
         """Why the world has not settled yet; empty if it has."""
@@ -101,9 +104,23 @@ class Calm:
             return f"the verdict is {status.verdict}"
         if status.work.recovery is not None:
             return f"a recovery is not over: {status.work.recovery}"
+        if why := self._unretired(status):
+            return why
         if any(c.type is ConditionType.CHECKPOINT_NOT_PERSISTED for c in status.conditions):
             return "the checkpoint is not written"
         return ""
+
+    def _unretired(self, status: ServerStatus) -> str:
+        """What the config asks to replace or to prune, and is not; empty if there is nothing."""
+        world, listed = self._world, self._world.server.adapters
+        if any(swap.stage in (Stage.UNLOADING, Stage.LOADING, Stage.REVERTING) for swap in status.work.swaps.values()):
+            return "a replacement is under way"
+        told = status.work.path_reasons
+        for name, adapter in world.adapters.items():
+            if name in listed and not same_path(listed[name], adapter["path"]) and name not in told:
+                return f"{name} is listed from {listed[name]}, and nothing says why"
+        left = sorted(name for name, path in status.desired.released.items() if listed.get(name) == path)
+        return f"not pruned: {left}" if left and world.traits.prunes and world.adapters else ""
 
     def _unseen(self, work: Work) -> str:
         """What the sidecar cannot know yet, or does not; empty if its newest listing is up to date."""
@@ -135,6 +152,7 @@ class Calm:
             "honesty: ready, and a required adapter is not listed": bool(unready(status)) is False,
             "honesty: a condition without a cause": all(
                 c.type in (ConditionType.ADOPTION_REFUSED, ConditionType.ADAPTER_PATH_DIFFERS)
+                or (c.type is ConditionType.PRUNE_REFUSED and not world.adapters)
                 or (c.type is ConditionType.SERVER_FLAPPING and self._has_flapped())
                 for c in status.conditions
             ),
@@ -150,7 +168,7 @@ class Calm:
 
 async def _live(seed: int, folder: Path, *, tell: bool) -> Report:
     rng = Random(f"fate {seed}")
-    traits = traits_of(rng)
+    traits = traits_of(seed, rng)
     world = World(seed, traits, folder)
     fate = Fate(world, rng)
     world.say("fate", f"seed {seed}: {traits}")
@@ -164,6 +182,7 @@ async def _live(seed: int, folder: Path, *, tell: bool) -> Report:
             if rng.random() < 0.5:
                 for name in rng.sample(NAMES, 2):
                     world.adapters[name] = {"path": f"/adapters/{name}", "required": True}
+                    world.oracle.declared(name)
                 world.reconfigure()
             world.server.spawn(world.server.boot(rng.choice((0.0, 0.5, 20.0))))
             world.start_sidecar()
@@ -183,6 +202,6 @@ async def _live(seed: int, folder: Path, *, tell: bool) -> Report:
 
 def live(seed: int, shelf: str | None = None, *, tell: bool = False) -> Report:
     """Live through the world of one seed; its disk is made in the folder `shelf`, and with `tell` all is told."""
-    began = traits_of(Random(f"fate {seed}")).began
+    began = traits_of(seed, Random(f"fate {seed}")).began
     with tempfile.TemporaryDirectory(dir=shelf, ignore_cleanup_errors=True) as folder:
         return virtual_time.run(_live(seed, Path(folder), tell=tell), began)

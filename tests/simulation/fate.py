@@ -12,7 +12,7 @@ from collections.abc import Callable
 from random import Random
 
 from tests.simulation.network import ALL_PATHS, Rule, Toxic
-from tests.simulation.server import LOAD, Start
+from tests.simulation.server import LOAD, UNLOAD, Start
 from tests.simulation.volume import STEPS
 from tests.simulation.world import Traits, World
 
@@ -20,8 +20,9 @@ NAMES = ("sql", "chat", "code", "draft", "legal", "mail", "voice", "docs")
 ODD_NAMES = ("../adapters/x", "a\nb", "x" * 300, "ünïcode", "on", "007")
 
 
-def traits_of(rng: Random) -> Traits:
-    """Draw what a world is like."""
+def traits_of(seed: int, rng: Random) -> Traits:
+    """Draw what a world is like; `rng` goes on to draw its fate."""
+    policy = Random(f"policy {seed}")
     static = tuple((name, f"/adapters/{name}") for name in rng.sample(NAMES, rng.choice((0, 0, 0, 1, 2))))
     return Traits(
         start=Start(
@@ -38,6 +39,8 @@ def traits_of(rng: Random) -> Traits:
         load_timeout=rng.choice((10.0, 300.0)),
         began=rng.choice((0.0, 12.5, 1e6)),
         concurrency=rng.choice(("auto", "auto", "1", "3")),
+        replaces=policy.random() < 0.5,
+        prunes=policy.random() < 0.3,
     )
 
 
@@ -62,6 +65,7 @@ class Fate:
             "operator replaces": self._operator_replaces,
             "client names something odd": self._odd_name,
             "config changes": self._config_changes,
+            "config moves an adapter": self._config_moves,
             "server is killed": self._server_is_killed,
             "server restarts in no time": self._server_restarts_in_no_time,
             "server gets SIGTERM": self._server_gets_sigterm,
@@ -175,7 +179,20 @@ class Fate:
             del world.adapters[name]
             world.oracle.undeclared(name)
         else:
+            world.oracle.declared(name)
             world.adapters[name] = {"path": self._path(name), "required": rng.random() < 0.5}
+        world.say("operator", f"declares {world.adapters}")
+        world.reconfigure()
+        return True
+
+    def _config_moves(self) -> object:
+        world = self._world
+        if not world.adapters:
+            return None
+        name = self._rng.choice(sorted(world.adapters))
+        world.adapters[name] = world.adapters[name] | {
+            "path": f"/adapters/{name}" + self._rng.choice(("", "-v2", "-v3"))
+        }
         world.say("operator", f"declares {world.adapters}")
         world.reconfigure()
         return True
@@ -296,7 +313,7 @@ class Fate:
         return self._rule(self._rng.choice(list(Toxic)), ("/metrics",), world)
 
     def _load_fault(self) -> object:
-        return self._rule(self._rng.choice(list(Toxic)), (LOAD,), self._world)
+        return self._rule(self._rng.choice(list(Toxic)), self._rng.choice(((LOAD,), (LOAD,), (UNLOAD,))), self._world)
 
     def _rule(self, toxic: Toxic, paths: tuple[str, ...], world: World) -> object:
         rng = self._rng

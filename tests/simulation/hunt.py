@@ -29,6 +29,8 @@ _TOLD = {
     "loads failed": "restore.failed",
     "adopted": "adapter.adopted",
     "forgotten": "adapter.forgotten",
+    "retired": "adapter.retired",
+    "suspected": "restore.suspected",
     "saves failed": "checkpoint.write_failed",
     "checkpoints moved aside": "checkpoint.quarantined",
 }

@@ -10,6 +10,8 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from lora_sidecar.checkpoint import Loaded
 from lora_sidecar.codec import Checkpoint, decode
 from lora_sidecar.desired import same_path
@@ -18,7 +20,7 @@ from lora_sidecar.lineage import Evidence
 from lora_sidecar.model import Adapter, Desired, Failure, FailureKind, Observed, Origin, Result, Withheld
 from lora_sidecar.status import AdapterState, ServerStatus, adapters_of
 from lora_sidecar.work import ConditionType, Phase, Plan, Verdict
-from tests.simulation.server import LOAD, Life, Told
+from tests.simulation.server import Life, Told
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -66,6 +68,9 @@ class Oracle:
         self._failures: dict[str, _Failures] = {}
         self._plan: Plan | None = None
         self._decided_on: dict[str, Observed | None] = {}
+        self._undeclared: set[str] = set()
+        self._ever_declared: set[str] = set()
+        self._listed_from: set[tuple[str, str]] = set()
 
     def fail(self, promise: str) -> None:
         """Report a broken promise."""
@@ -189,6 +194,7 @@ class Oracle:
         if not told:
             self.fail("restraint: something that the server never said was taken for its listing")
         self._note_unloads(told[0])
+        self._listed_from |= set(cards)
         listed = dict(cards)
         for name, failures in self._failures.items():
             if name not in listed:
@@ -212,7 +218,8 @@ class Oracle:
         """Somebody unloaded an adapter: it need not be remembered, and perhaps it must not come back."""
         self.memory.discard(name)
         status, saved = self.status, self._saved
-        if status is None or saved is None or not self._world.proves_lives or not self._world.traits.forgets:
+        world = self._world
+        if self._damaged or status is None or saved is None or not world.proves_lives or not world.traits.forgets:
             return
         adapter = status.desired.adapters.get(name)
         durable = saved.desired == status.desired and name in status.desired.listed
@@ -223,6 +230,12 @@ class Oracle:
     def undeclared(self, name: str) -> None:
         """The config names an adapter no more: it need not be remembered."""
         self.memory.discard(name)
+        self._undeclared.add(name)
+
+    def declared(self, name: str) -> None:
+        """The config names an adapter."""
+        self._undeclared.discard(name)
+        self._ever_declared.add(name)
 
     def _check_durable(self, status: ServerStatus) -> None:
         """What is desired is on the disk when the heartbeat ends, unless a condition says that it is not."""
@@ -264,7 +277,7 @@ class Oracle:
             self.fail(f"restraint: {adapter.name} is loaded while the server's state is unknown")
         if incarnation != plan.incarnation:
             self.fail(f"no harm: {adapter.name} is loaded on a plan for life {incarnation}, in {plan.incarnation}")
-        if status.desired.adapters.get(adapter.name) != adapter:
+        if status.desired.adapters.get(adapter.name) != adapter and not self._goes_back(adapter, status.desired):
             self.fail(f"restraint: {adapter.name} is loaded from {adapter.path}, and that is not desired")
         if self._load_ended.get(adapter.name, float("-inf")) > plan.observed_at:
             self.fail(f"no harm: {adapter.name} is loaded again before a listing said what came of its last load")
@@ -286,6 +299,12 @@ class Oracle:
             self.fail(f"restraint: {adapter.name} was unloaded on purpose in this life and is loaded again")
         self._check_backoff(adapter, now)
         return None
+
+    def _goes_back(self, adapter: Adapter, desired: Desired) -> bool:
+        """Whether a replacement is being undone: the adapter is loaded from where it was listed before."""
+        wanted = desired.adapters.get(adapter.name)
+        moved = wanted is not None and replace(wanted, path=adapter.path) == adapter
+        return moved and self._world.traits.replaces and (adapter.name, adapter.path) in self._listed_from
 
     def _check_backoff(self, adapter: Adapter, now: float) -> None:
         failures = self._failures.get(adapter.name)
@@ -318,13 +337,20 @@ class Oracle:
 
     def received(self, method: str, path: str, body: bytes | None) -> None:
         """The server received a request of the sidecar."""
-        world = self._world
         if method == "GET":
             return
-        if path != LOAD:
-            self.fail(f"restraint: the sidecar sent {method} {path}")
-        self._check_width()
         asked: Mapping[str, object] = json.loads(body or b"")
+        match path:
+            case "/v1/load_lora_adapter":
+                self._check_load(asked)
+            case "/v1/unload_lora_adapter":
+                self._check_unload(str(asked["lora_name"]))
+            case _:
+                self.fail(f"restraint: the sidecar sent {method} {path}")
+
+    def _check_load(self, asked: Mapping[str, object]) -> None:
+        world = self._world
+        self._check_width()
         if "load_inplace" in asked:
             self.fail("no harm: a load in place")
         life, now = world.server.life, self._now
@@ -336,11 +362,34 @@ class Oracle:
             self.fail(f"no harm: {asked['lora_name']} is loaded into an engine that sleeps since {slept:.3f}")
         self._check_not_listed(str(asked["lora_name"]), str(asked["lora_path"]), life)
 
+    def _check_unload(self, name: str) -> None:
+        """Only what the config gives another path, or names no more, and only where the policy says so."""
+        traits, declared = self._world.traits, self._world.adapters.get(name)
+        status = self.status
+        listed = {} if status is None or status.work.last is None else status.work.last.adapters
+        paths = {card.path for card in listed if card.name == name}
+        moved = (
+            traits.replaces
+            and name in self._ever_declared
+            and any(declared is None or not same_path(path, declared["path"]) for path in paths)
+        )
+        # A config that was changed a moment ago is not in force yet.
+        left = status is not None and name in status.desired.released
+        pruned = traits.prunes and (name in self._undeclared or left)
+        if not moved and not pruned:
+            self.fail(f"restraint: {name} is unloaded, and the config does not ask for that")
+        life = self._world.server.life
+        if life is not None and life.asleep_since is not None and life.asleep_since < self._now - _QUIET:
+            self.fail(f"no harm: {name} is unloaded from an engine that sleeps since {life.asleep_since:.3f}")
+
     def _check_width(self) -> None:
         """One load at a time, unless the config allows more, or the server was just seen without requests."""
         allowed, in_flight = self._world.config.restore.concurrency, self._world.network.sending
         if allowed == "auto":
-            allowed = 4 if self._now - self._world.network.quiet_at <= _QUIET else 1
+            network = self._world.network
+            # What was decided a moment before the news of a request is on its way.
+            is_news = self._now - network.busy_since > _ROUND_TRIP
+            allowed = 4 if self._now - network.quiet_at <= _QUIET and not is_news else 1
         if in_flight > allowed:
             self.fail(f"no harm: {in_flight} loads are in flight, and {allowed} may be")
 

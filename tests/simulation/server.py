@@ -26,6 +26,7 @@ NOBODY = cast("web.Request", None)
 """The routes that are asked here look at no request."""
 
 LOAD = "/v1/load_lora_adapter"
+UNLOAD = "/v1/unload_lora_adapter"
 _WATCHDOG = 5.0
 
 
@@ -307,8 +308,11 @@ class Server:
         return web.Response(body=b"".join(line + b"\n" for line in lines if b"process_start_time" not in line))
 
     async def _post(self, life: Life, path: str, body: bytes) -> Reply | None:
-        if path != LOAD or not self.runtime_loading:
+        if path not in (LOAD, UNLOAD) or not self.runtime_loading:
             response = detail_response(404, "Not Found")
+            return Reply(response.status, bytes(response.body or b""))  # type: ignore[arg-type]  # as above
+        if path == UNLOAD:
+            response = await life.routes.unload(json.loads(body)["lora_name"])
             return Reply(response.status, bytes(response.body or b""))  # type: ignore[arg-type]  # as above
         asked = load_request(json.loads(body))
         handler = asyncio.get_running_loop().create_task(self._load(life, asked.lora_name, asked.lora_path))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from lora_sidecar import preflight
 from lora_sidecar.demo.fake_vllm import FakeConfig, canned
 from lora_sidecar.events import Event
 from lora_sidecar.status import AdapterState, adapters_of
@@ -214,3 +215,38 @@ async def test_changed_files_end_a_quarantine(make_pod: PodMaker, tmp_path: Path
         pod.server.engine.deadly = frozenset()
         write_adapter(folder, layers=1, seed=1)
         await pod.until_listed("a", within=15)
+
+
+async def test_a_mended_config_ends_the_wait_of_what_it_refused(make_pod: PodMaker, tmp_path: Path) -> None:
+    """A pickle that was parked is sent within seconds once the config allows pickles."""
+    folder = write_adapter(tmp_path / "a", layers=1)
+    (folder / WEIGHTS).rename(folder / "adapter_model.bin")
+    async with make_pod(declaring(a=folder), server=SLOW) as pod:
+        await asyncio.sleep(100)
+        assert state(pod, "a")[0] is AdapterState.PARKED
+        pod.reconfigure(declaring(a=folder) + "\npreflight: {allow_pickle: true}")
+        await pod.until_listed("a", within=6)
+
+
+async def test_the_weights_are_not_read_over_and_over_while_the_engine_sleeps(
+    make_pod: PodMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A night of sleep costs a look at the header a heartbeat, and the first load after it finds the disk cold."""
+    one, two = write_adapter(tmp_path / "a" / "one", layers=1), write_adapter(tmp_path / "a" / "two", layers=1)
+    read: list[str] = []
+    warm = preflight._warm
+
+    def counted(path: str, begin: int) -> int:
+        read.append(Path(path).name)
+        return warm(path, begin)
+
+    monkeypatch.setattr(preflight, "_warm", counted)
+    async with make_pod(server=FakeConfig(check_files=False, dev_mode=True, gpu=True)) as pod:
+        pod.server.asleep = 1
+        await asyncio.sleep(10)
+        pod.reconfigure(declaring(one=one, two=two))
+        await asyncio.sleep(3600)
+        assert read == ["one"]
+        pod.server.asleep = None
+        await pod.until_listed("one", "two", within=10)
+        assert read == ["one", "two"]

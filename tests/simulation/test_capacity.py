@@ -44,6 +44,19 @@ async def test_the_highest_priorities_stay_in_memory(make_pod: PodMaker, concurr
             await pod.server.restart()
 
 
+async def test_the_highest_priorities_stay_in_memory_of_a_server_that_flaps(make_pod: PodMaker) -> None:
+    """Where one adapter is loaded a heartbeat, what does not fit still goes first."""
+    server = FakeConfig(check_files=False, max_cpu_loras=4, load_delay=0.05)
+    async with make_pod(ADAPTERS, server=server, more=", max_cpu_loras: 4") as pod:
+        for _ in range(3):
+            await pod.until_listed(*EIGHT)
+            await pod.server.restart()
+        await pod.until_listed(*EIGHT, within=90)
+        assert ConditionType.SERVER_FLAPPING in {one.type for one in pod.status.conditions}
+        assert pod.loads() == ["p3", "p2", "p1", "p0", "p7", "p6", "p5", "p4"]
+        assert resident(pod) == {"p7", "p6", "p5", "p4"}
+
+
 async def test_without_the_figure_the_most_important_come_first(make_pod: PodMaker) -> None:
     """Nothing is known of the engine's memory, so the order is that of importance."""
     async with make_pod(ADAPTERS, server=FakeConfig(check_files=False, max_cpu_loras=4, load_delay=0.05)) as pod:
@@ -65,6 +78,33 @@ async def test_a_listing_that_holds_fewer_than_are_wanted(make_pod: PodMaker) ->
         assert "8 wanted, 5 fit" in exceeded(pod)
         assert pod.of(Event.ADAPTER_FORGOTTEN) == []
         assert set(pod.status.desired.adapters) == set(EIGHT)
+
+
+async def test_a_full_listing_is_tried_again_after_an_hour(make_pod: PodMaker) -> None:
+    """One exchange more, and it is said again; a server that lists more by now gets all of them."""
+    async with make_pod(ADAPTERS, server=FakeConfig(check_files=False, max_listed=5, load_delay=0.05)) as pod:
+        await pod.until(lambda: bool(exceeded(pod)), 120)
+        sent = len(pod.loads())
+        await asyncio.sleep(3700)
+        assert sent < len(pod.loads()) <= sent + 6
+        assert exceeded(pod)
+        pod.server.routes.max_listed = None
+        await asyncio.sleep(3700)
+        assert exceeded(pod) == ""
+
+
+async def test_unloads_beside_our_loads_are_no_limit(make_pod: PodMaker) -> None:
+    """Somebody unloads adapters, each while another one is loaded: everything declared is back."""
+    async with make_pod(ADAPTERS, server=FakeConfig(check_files=False, load_delay=4.0)) as pod:
+        await pod.until_listed(*EIGHT, within=60)
+        for first, second in (("p0", "p1"), ("p2", "p3"), ("p4", "p5"), ("p6", "p7")):
+            pod.somebody_unloads(first)
+            await pod.until(lambda: bool(pod.status.work.drift.missing), 30)
+            await asyncio.sleep(1.0)
+            pod.somebody_unloads(second)
+            await asyncio.sleep(30)
+            assert exceeded(pod) == ""
+            assert set(pod.server.adapters) == set(EIGHT)
 
 
 async def test_a_load_and_an_unload_at_once_are_no_limit(make_pod: PodMaker) -> None:

@@ -52,7 +52,7 @@ async def test_a_poison_among_twenty_kills_the_server_twice_at_most(make_pod: Po
         await asyncio.sleep(1800)
         assert set(pod.status.desired.suspects) == {POISON}
         assert len(deaths) == 2
-        assert "died twice while it was being loaded" in conditions(pod)[ConditionType.ADAPTER_QUARANTINED]
+        assert "died twice while it was being loaded or probed" in conditions(pod)[ConditionType.ADAPTER_QUARANTINED]
         states = {one.adapter.name: one.state for one in adapters_of(pod.status)}
         assert states.pop(POISON) is AdapterState.QUARANTINED
         assert set(states.values()) == {AdapterState.LISTED}

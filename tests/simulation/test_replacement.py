@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from lora_sidecar.demo.fake_vllm import FakeConfig, canned
 from lora_sidecar.events import Event
 from lora_sidecar.work import ConditionType, Verdict
 from tests.simulation.conftest import LOAD, Pod, PodMaker
+from tests.support.adapters import SMALL, write_adapter
 
 pytestmark = pytest.mark.looptime
 
@@ -63,6 +65,25 @@ async def test_a_new_path_that_does_not_load_is_undone(make_pod: PodMaker) -> No
         (condition,) = pod.status.conditions
         assert condition.type is ConditionType.ADAPTER_PATH_DIFFERS
         assert "max_lora_rank" in condition.message
+
+
+async def test_a_new_path_that_fails_its_preflight_costs_nothing(make_pod: PodMaker, tmp_path: Path) -> None:
+    """The adapter that serves is not touched, the condition says why, and the mended files are loaded in its place."""
+    new = write_adapter(tmp_path / "new", **SMALL)
+    weights = (new / "adapter_model.safetensors").read_bytes()
+    (new / "adapter_model.safetensors").write_bytes(weights[:-1])
+    async with make_pod(OLD) as pod:
+        await steady(pod)
+        before = len(mutations(pod))
+        pod.reconfigure(OLD.replace("/adapters/old", str(new)))
+        await asyncio.sleep(100)
+        assert mutations(pod)[before:] == []
+        (condition,) = pod.status.conditions
+        assert condition.type is ConditionType.ADAPTER_PATH_DIFFERS
+        assert "preflight" in condition.message
+        (new / "adapter_model.safetensors").write_bytes(weights)
+        await pod.until(lambda: pod.server.adapters.get("sql") == str(new), 70)
+        assert mutations(pod)[before:] == ["unload sql", f"load {new}"]
 
 
 async def test_a_server_whose_cache_would_go_stale_keeps_what_it_has(make_pod: PodMaker) -> None:

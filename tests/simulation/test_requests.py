@@ -463,3 +463,22 @@ async def test_one_load_asked_for_twice_and_refused_is_forgotten(make_pod: PodMa
         first, second = await asyncio.gather(ask(pod, CHAT), ask(pod, CHAT))
         assert (first.status, second.status) == (500, 500)
         assert on_disk(tmp_path).adapters == {}
+
+
+async def test_load_of_a_quarantined_adapter(make_pod: PodMaker) -> None:
+    """Asked for again, an adapter that killed the server twice is remembered and not loaded; 202 says why."""
+    server = FakeConfig(check_files=False, load_delay=0.05, deadly=("/adapters/chat",))
+    async with make_pod(DECLARED, server=server) as pod:
+        await pod.until_listed("sql")
+        asked = asyncio.create_task(ask(pod, CHAT))
+        for _ in range(2):
+            await pod.server.engine.death()
+            await asyncio.sleep(5)
+            await pod.server.restart()
+        await pod.until(lambda: bool(pod.of(Event.RESTORE_QUARANTINED)), 30)
+        assert (await asked).status == 202
+        answer = await ask(pod, CHAT)
+        assert answer.status == 202
+        assert "the server died twice while it was being loaded or probed; held back for 1h" in answer.message
+        await asyncio.sleep(60)
+        assert pod.loads() == ["sql"]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from aiohttp import web
 
 from lora_sidecar.demo.fake_vllm import FakeConfig
 from lora_sidecar.events import Event
+from lora_sidecar.work import Phase
 from tests.simulation.conftest import Pod, PodMaker
-from tests.support.adapters import SMALL, write_adapter
+from tests.support.adapters import SMALL, WEIGHTS, write_adapter
 
 pytestmark = pytest.mark.looptime
 
@@ -144,3 +146,70 @@ async def test_an_adapter_whose_folder_is_gone_is_not_asked_for(make_pod: PodMak
         await asyncio.sleep(200)
         assert "here" in probes(pod)
         assert "gone" not in probes(pod)
+
+
+async def test_an_adapter_whose_files_are_spoilt_is_not_asked_for(make_pod: PodMaker, tmp_path: Path) -> None:
+    """Weights that were cut short, or are gone from their folder, kill the engine once it has evicted them."""
+    names = ("here", "cut", "bare")
+    folders = {name: write_adapter(tmp_path / "adapters" / name, **SMALL) for name in names}
+    adapters = ", ".join(f"{{name: {name}, path: {folder}}}" for name, folder in folders.items())
+    async with make_pod(f"adapters: [{adapters}]", PROBE) as pod:
+        await pod.until_listed(*names)
+        await proven(pod)
+        os.truncate(folders["cut"] / WEIGHTS, 100)
+        (folders["bare"] / WEIGHTS).unlink()
+        await asyncio.sleep(10)
+        before = len(probes(pod))
+        await asyncio.sleep(300)
+        assert "here" in probes(pod)[before:]
+        assert {"cut", "bare"}.isdisjoint(probes(pod)[before:])
+
+
+@pytest.mark.parametrize("also_the_sidecar", [False, True])
+async def test_a_probe_that_kills_the_server_is_no_crash_loop(make_pod: PodMaker, *, also_the_sidecar: bool) -> None:
+    """An adapter that is loaded well and kills the engine when it is asked is held back after the second death."""
+
+    async def deadly(request: web.Request) -> web.StreamResponse:
+        if (await request.json())["model"] == "two":
+            pod.server.engine.die()
+            return web.json_response({"error": {"message": "EngineCore encountered an issue."}}, status=500)
+        answer: web.StreamResponse = await pod.server.routes._complete(request)
+        return answer
+
+    async with make_pod(TWO, PROBE) as pod:
+        for _ in range(2):
+            pod.server.override(*COMPLETE, deadly, times=None)
+            await pod.server.engine.death()
+            await pod.until(lambda: pod.status.work.server.phase is Phase.DOWN, 10)
+            await pod.server.kill()
+            if also_the_sidecar:
+                await pod.die()
+                await pod.start()
+            await asyncio.sleep(10)
+            await pod.server.start()
+        pod.server.override(*COMPLETE, deadly, times=None)
+        await pod.until(lambda: "AdapterQuarantined" in conditions(pod), 60)
+        await asyncio.sleep(1200)
+        assert not pod.server.engine.dead
+        assert set(pod.server.adapters) == {"one"}
+        assert conditions(pod)["AdapterQuarantined"].startswith("two: the server died twice")
+
+
+async def test_a_probe_that_fails_under_a_living_server_accuses_nobody(make_pod: PodMaker) -> None:
+    """An adapter that answers nothing is dead and no suspect, also when the server is killed a while later."""
+
+    async def dead(request: web.Request) -> web.StreamResponse:
+        if (await request.json())["model"] == "two":
+            return web.json_response({"error": {"message": "its weights are gone"}}, status=500)
+        answer: web.StreamResponse = await pod.server.routes._complete(request)
+        return answer
+
+    async with make_pod(TWO, PROBE) as pod:
+        pod.server.override(*COMPLETE, dead, times=None)
+        await pod.until(lambda: "AdapterDead" in conditions(pod), 60)
+        await asyncio.sleep(10)
+        pod.server.behave()
+        await pod.server.restart()
+        await pod.until_listed("one", "two")
+        await asyncio.sleep(10)
+        assert pod.status.desired.suspects == {}

@@ -48,6 +48,8 @@ class Traits(Struct, frozen=True):
     load_timeout: float = 300.0
     began: float = 0.0
     concurrency: str = "auto"
+    replaces: bool = False
+    prunes: bool = False
 
 
 class _Board(Board):
@@ -199,7 +201,8 @@ class World:
             f"restore: {{timeout: {traits.load_timeout:g}s, concurrency: {traits.concurrency},",
             f"  backoff: {{parked: {traits.parked:g}s, quarantine: 60s}}}}",
             f"checkpoint: {{directory: /checkpoint, format: {traits.format}}}",
-            f"policy: {{on_external_unload: {'forget' if traits.forgets else 'restore'}}}",
+            f"policy: {{on_external_unload: {'forget' if traits.forgets else 'restore'},",
+            f"  replace: {'always' if traits.replaces else 'safe'}, prune: {str(traits.prunes).lower()}}}",
             "adapters:" + (" []" if not self.adapters else ""),
             *(
                 f"  - {{name: {name}, path: {a['path']}, required: {str(a['required']).lower()}}}"

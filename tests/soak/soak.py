@@ -67,7 +67,13 @@ class Soak:
         self.server = RunningServer(spec, folder / "vllm.log")
         beat = {"interval": "250ms", "away_interval": "50ms"}
         self._config = settings(
-            self.server.url, self._checkpoints, _DECLARED, heartbeat=beat, log={"level": "info", "format": "json"}
+            self.server.url,
+            self._checkpoints,
+            _DECLARED,
+            heartbeat=beat,
+            # The server dies during loads that are not to blame: a suspect has to be cleared within the round.
+            restore={"backoff": {"initial": "200ms", "max": "1s", "reset_after": "1s", "quarantine": "1s"}},
+            log={"level": "info", "format": "json"},
         )
         self.sidecar = Sidecar(folder, self._config)
         self.expected = set(_ALWAYS)

@@ -17,7 +17,7 @@ BLAMED = [
     FailureKind.AMBIGUOUS,
     FailureKind.UNCLASSIFIED,
 ]
-HELD = [FailureKind.SERVER_SETUP, FailureKind.UNAUTHORIZED]
+HELD = [FailureKind.SERVER_SETUP, FailureKind.UNAUTHORIZED, FailureKind.LOCAL]
 BLAMED = [k for k in FailureKind if k not in (*HELD, FailureKind.ADAPTER)]
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import threading
 from pathlib import Path
@@ -9,8 +10,9 @@ import pytest
 
 from lora_sidecar import preflight
 from lora_sidecar.config import Config, parse
-from lora_sidecar.model import Adapter, Failure, FailureKind, Origin
+from lora_sidecar.model import Adapter, Failure, FailureKind, Files, Origin, Sight
 from lora_sidecar.preflight import STUCK, Preflight, Slots, _warm, fingerprint
+from lora_sidecar.survey import _look, _spoilt
 from tests.support.adapters import CONFIG, WEIGHTS, write_adapter
 from tests.support.sidecar import eventually
 
@@ -167,3 +169,48 @@ async def test_a_caller_that_leaves_leaves_the_slot_usable() -> None:
         assert await slots.run("/b", lambda: "read", 5.0) == "read"
     finally:
         release.set()
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+async def test_a_lack_of_our_own_blames_no_adapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Without descriptors or memory nothing is said of the files, by no look at them, and the server is asked."""
+    folder = write_adapter(tmp_path / "a", layers=1)
+
+    def fails(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "open", fails)
+    found = await Preflight("vllm", config()).inspect(at(folder), 1)
+
+    assert (found.refusal, found.findings) == (None, ())
+    assert found.unchecked == f"its files cannot be read now: {os.strerror(number)}"
+    assert _spoilt(str(folder)) == ""
+
+
+async def test_without_a_thread_nothing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit of threads is ours, and no hung disk."""
+
+    def fails(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    folder = write_adapter(tmp_path / "a", layers=1)
+    monkeypatch.setattr(threading.Thread, "start", fails)
+    checks = Preflight("vllm", config())
+    found = await checks.inspect(at(folder), 1)
+
+    assert found.refusal is None
+    assert "no thread can be started" in found.unchecked
+    assert await checks.absence(at(folder)) is None
+
+
+@pytest.mark.parametrize("path", ["/a\x00b", "/a\nb", "/\ud800", "org/name"])
+async def test_a_path_that_is_none_does_not_reach_the_disk(path: str) -> None:
+    """A listing may name any text as a path; nothing fails over it."""
+    strange = Adapter("a", path, Origin.LEARNED)
+    checks = Preflight("vllm", config())
+
+    assert (await checks.inspect(strange, 1)).refusal is None
+    assert await checks.absence(strange) is None
+    assert _look(path, None, None, ()) == (Files(Sight.UNSEEN), None)

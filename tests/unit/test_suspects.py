@@ -105,7 +105,7 @@ def test_the_second_death_quarantines() -> None:
     assert (told["adapter"], told["deaths"]) == ("a", 2)
     condition = world.condition(ConditionType.ADAPTER_QUARANTINED)
     assert condition is not None
-    assert "a: the server died twice while it was being loaded; held back for 1h" in condition.message
+    assert "a: the server died twice while it was being loaded or probed; held back for 1h" in condition.message
     assert world.restores == []
     assert "a" in world.told(Event.RECOVERY_COMPLETED)[-1]["failed_adapters"]
 
