@@ -117,8 +117,12 @@ class Restorer:
 
     @property
     def _ahead(self) -> int:
-        """How many adapters are looked at before their turn."""
-        return 0 if self._preflight is None else 1
+        """How many adapters are looked at before their turn.
+
+        None, until one was accepted: from the first refusal preflight may learn what the server takes, and while the
+        engine sleeps nothing is read that may not be sent for hours.
+        """
+        return 0 if self._preflight is None or self._accepted_in != self._incarnation() else 1
 
     def _width(self) -> int:
         """How many loads may be in flight.
@@ -166,6 +170,7 @@ class Restorer:
         incarnation = plan.incarnation
         began = self._now()
         waited = 0.0
+        sent = False
         result: Result
         looked = Inspection()
         try:
@@ -176,8 +181,11 @@ class Restorer:
                     waited = 0.0 if looked.refusal else await self._admission()
                     if not self._is_wanted(adapter, plan):
                         return
+                sent = looked.refusal is None
                 result = looked.refusal or await self._send(adapter, incarnation)
         except TimeoutError:
+            if not sent:
+                return
             result = Failure(FailureKind.AMBIGUOUS, "abandoned: the server restarted")
         finally:
             del self._under_way[adapter.name, incarnation]
