@@ -43,19 +43,24 @@ def absorb(
     work: Work,
     outcomes: Iterable[Outcome],
     seen: Observation,
-    incarnation: int,
+    desired: Desired,
     backoff: BackoffConfig,
     clock: Clock,
 ) -> tuple[Work, tuple[Fact, ...]]:
-    """Take the outcomes of loads into account; those of another incarnation than `incarnation` say nothing any more."""
+    """Take the outcomes of loads into account.
+
+    Those of another incarnation than that of `desired` say nothing any more. A load from a path that is wanted no more
+    says nothing of the adapter, and is told all the same.
+    """
     attempts = dict(work.attempts)
     hold, withheld, load_ended = work.hold, work.withheld, work.load_ended
     facts: list[Fact] = []
     for outcome in outcomes:
-        if outcome.incarnation != incarnation:
+        if outcome.incarnation != desired.incarnation.number:
             continue
         name = outcome.adapter.name
-        before = attempts.get(name, Attempt())
+        meant = _is_meant(outcome.adapter, desired, work)
+        before = attempts.get(name, Attempt()) if meant else Attempt()
         load_ended = max(load_ended, outcome.at)
         ended = replace(before, ended_at=outcome.at, seconds=outcome.seconds, accepted=False, listed_since=None)
         ended = replace(ended, looked=outcome.looked)
@@ -64,15 +69,23 @@ def absorb(
                 withheld = outcome.result
             case Accepted():
                 hold, withheld = None, None
-                attempts[name] = replace(ended, accepted=True, fresh=not outcome.result.already)
+                ended = replace(ended, accepted=True, fresh=not outcome.result.already)
             case Failure():
                 withheld = None
                 hold = _hold(hold, outcome.result, backoff, clock)
-                attempts[name] = _failed(ended, outcome.result, seen, backoff, clock)
-                facts.append(failed(outcome.adapter, attempts[name], outcome.result))
+                ended = _failed(ended, outcome.result, seen, backoff, clock)
+                facts.append(failed(outcome.adapter, ended, outcome.result))
             case _:
                 assert_never(outcome.result)
+        if meant and not isinstance(outcome.result, Withheld):
+            attempts[name] = ended
     return replace(work, attempts=attempts, hold=hold, withheld=withheld, load_ended=load_ended), tuple(facts)
+
+
+def _is_meant(adapter: Adapter, desired: Desired, work: Work) -> bool:
+    """Whether a load was of what is wanted now: what is desired, or what a replacement goes back to."""
+    wanted, swap = desired.adapters.get(adapter.name), work.swaps.get(adapter.name)
+    return wanted is None or adapter.path in (wanted.path, swap.old if swap is not None else wanted.path)
 
 
 def _hold(hold: Hold | None, failure: Failure, backoff: BackoffConfig, clock: Clock) -> Hold | None:

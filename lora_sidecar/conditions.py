@@ -41,6 +41,8 @@ _BARS: Mapping[Bar, ConditionType] = {
     Bar.QUARANTINED: ConditionType.ADAPTER_QUARANTINED,
     Bar.FILES_GONE: ConditionType.ADAPTER_FILES_MISSING,
     Bar.CAPACITY: ConditionType.CAPACITY_EXCEEDED,
+    Bar.NAME_TAKEN: ConditionType.ADAPTER_NAME_TAKEN,
+    Bar.BASE_MODEL: ConditionType.BASE_MODEL_CHANGED,
 }
 
 
@@ -49,19 +51,17 @@ def conditions_of(
     seen: Observed,
     desired: Mapping[str, Adapter],
     missing: Mapping[str, Adapter],
-    blocked: Mapping[str, str],
     refused: Mapping[str, str],
     spared: str = "",
 ) -> tuple[Condition, ...]:
     """The conditions that hold after a good listing.
 
-    `missing` are the adapters to be restored, `blocked` those of them that must not be, `refused` the listed names
-    that were not adopted; the last two map to reasons. `spared` is why nothing is pruned, empty where nothing is to be.
+    `missing` are the adapters to be restored, `refused` maps the listed names that were not adopted to reasons.
+    `spared` is why nothing is pruned, empty where nothing is to be.
     """
     held = [
         *_loading(seen, work.hold),
         *_wakefulness(work.withheld),
-        *_blocked(blocked, {base.id for base in seen.bases}),
         *_flapping(work.lives),
         *_failing(work.attempts, missing),
         *_barred(work.barred, work.spoilt),
@@ -88,15 +88,6 @@ def _wakefulness(withheld: Withheld | None) -> Iterable[Condition]:
     asleep = withheld.wakefulness is Wakefulness.ASLEEP
     kind = ConditionType.ENGINE_ASLEEP if asleep else ConditionType.ENGINE_STATE_UNKNOWN
     yield _condition(kind, withheld.detail)
-
-
-def _blocked(blocked: Mapping[str, str], served: set[str]) -> Iterable[Condition]:
-    taken = {name: why for name, why in blocked.items() if name in served}
-    foreign = {name: why for name, why in blocked.items() if name not in served}
-    if taken:
-        yield _condition(ConditionType.ADAPTER_NAME_TAKEN, _listing(taken))
-    if foreign:
-        yield _condition(ConditionType.BASE_MODEL_CHANGED, _listing(foreign))
 
 
 def _failing(attempts: Mapping[str, Attempt], missing: Mapping[str, Adapter]) -> Iterable[Condition]:

@@ -142,7 +142,9 @@ class HeartbeatConfig(Struct, frozen=True):
 
     interval: Annotated[float, Key("Time between two looks at a server that answers.", Duration("100ms", "5m"))] = 5.0
     probe_timeout: Annotated[float, Key("How long a probe may take.", Duration("10ms", "1m"))] = 3.0
-    list_timeout: Annotated[float, Key("How long a listing may take.", Duration("10ms", "1m"))] = 5.0
+    list_timeout: Annotated[
+        float, Key("How long a listing may take; with probe_timeout, how long a whole look.", Duration("10ms", "1m"))
+    ] = 5.0
     away_interval: Annotated[
         float,
         Key("Time between connection attempts while the server is away; at most interval.", Duration("10ms", "5m")),
@@ -152,10 +154,15 @@ class HeartbeatConfig(Struct, frozen=True):
         float,
         Key(
             "/livez fails when no heartbeat was completed for so long; "
-            "at least 2 x interval + probe_timeout + list_timeout + checkpoint.timeout.",
+            "at least 2 x interval + probe_timeout + list_timeout + 2 x checkpoint.timeout.",
             Duration("1s", "1h"),
         ),
     ] = 30.0
+
+    @property
+    def patience(self) -> float:
+        """Seconds that a whole look at a server may take, whatever it is made of."""
+        return self.probe_timeout + self.list_timeout
 
 
 class BackoffConfig(Struct, frozen=True):
@@ -195,7 +202,8 @@ class PreflightConfig(Struct, frozen=True):
     enabled: Annotated[bool, Key("Look at the folders that can be seen from here before they are sent.")] = True
     timeout: Annotated[float, Key("How long one read may take.", Duration("100ms", "5m"))] = 10.0
     allow_pickle: Annotated[
-        bool, Key("Send a declared adapter whose weights are a pickle (.bin, .pt), too; learned ones always are.")
+        bool,
+        Key("Send declared and requested adapters whose weights are a pickle (.bin, .pt), too, as learned ones are."),
     ] = False
     roots: Annotated[
         tuple[str, ...],

@@ -114,16 +114,16 @@ def _timing(reading: Reading, default: Struct) -> _Faults:
     yield from _at_most(reading, default, f"{beat}.away_interval", f"{beat}.interval")
     yield from _at_most(reading, default, f"{back}.initial", f"{back}.max")
     limit = f"{beat}.liveness"
-    parts = (f"{beat}.interval", f"{beat}.probe_timeout", f"{beat}.list_timeout", "checkpoint.timeout")
+    # One interval is the pause, the other is leeway. Of the saves one is for requests, and one for what was seen.
+    parts = {f"{beat}.interval": 2, f"{beat}.probe_timeout": 1, f"{beat}.list_timeout": 1, "checkpoint.timeout": 2}
     if not all(map(reading.sound, (limit, *parts))):
         return
-    interval, *rest = (_seconds(reading, default, part) for part in parts)
-    need, have = 2 * interval + sum(rest), _seconds(reading, default, limit)
+    each = {part: _seconds(reading, default, part) for part in parts}
+    need, have = sum(each[part] * times for part, times in parts.items()), _seconds(reading, default, limit)
     if have < need - _ROUNDING:
-        terms = [f"2 x interval ({format_duration(interval)})"]
-        terms += [
-            f"{part.removeprefix(beat + '.')} ({format_duration(_seconds(reading, default, part))})"
-            for part in parts[1:]
+        terms = [
+            f"{'2 x ' if times > 1 else ''}{part.removeprefix(beat + '.')} ({format_duration(each[part])})"
+            for part, times in parts.items()
         ]
         rule = f"must be at least {format_duration(need)} = {' + '.join(terms)}, is {format_duration(have)}"
         yield _line(reading, limit, *parts), limit, Fault(rule, "a slow but healthy heartbeat would fail /livez")

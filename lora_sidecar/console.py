@@ -212,6 +212,8 @@ def table(state: Mapping[str, Any], now: datetime, width: int | None) -> str:
         detail = f": {server['detail']}" if server["detail"] else ""
         since, beat = (_ago(server[key], now) for key in ("since", "heartbeat"))
         lines.append(f"{server['server']}: {server['state']} for {since}{detail}")
+        if server["failing"]:
+            lines.append(f"  its container should be ended: {server['failing']}")
         lines.append(f"  life {server['incarnation']}, checkpoint {server['generation']}, last heartbeat {beat} ago")
         for condition in server["conditions"]:
             hint = f" ({condition['hint']})" if condition["hint"] else ""
@@ -234,6 +236,8 @@ def _rows(found: Sequence[Mapping[str, Any]], now: datetime, width: int | None) 
 
 def _cell(one: Mapping[str, Any], column: str, now: datetime) -> str:
     value = one[column]
+    if column == "reason" and not value and one["proven"]:
+        return "proven"
     if column == "since" and value is not None:
         return _ago(value, now)
     marked = "*" if column == "name" and one["required"] else ""

@@ -9,17 +9,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 from msgspec.structs import replace
 
 from lora_sidecar.attempts import pardon
 from lora_sidecar.events import Fact
-from lora_sidecar.intents import Answer, Intent, Load, Unload, progress, receive, refusal, refused, retract, under_way
+from lora_sidecar.intents import Answer, Intent, Load, Unload, receive, retract
 from lora_sidecar.model import Desired, Observation, Observed, Outcome, Unloaded
+from lora_sidecar.replies import progress, refusal, refused, under_way
 from lora_sidecar.work import Phase, Plan, Work
 
 Persist = Callable[[Desired], Awaitable[tuple[Desired, str]]]
 """Makes a value durable; returns what is desired from now on, and why that is not durable, empty if it is."""
+
+
+_SPELL: Final = 0.5
+"""Seconds of a heartbeat after which the requests that are left wait for the next: each is a save."""
 
 
 class _Slip:
@@ -78,10 +84,16 @@ class Desk:
 
         `ended` are the loads and unloads that ended since the last heartbeat.
         """
-        desired, work, facts = await self._take_back(desired, work, seen, ended, persist)
-        for slip in self._heard:
+        desired, work, facts = self._take_back(desired, work, seen, ended)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _SPELL
+        for at, slip in enumerate(self._heard):
             if slip.answer.done():
                 continue
+            if loop.time() > until:
+                self._arrived = [*self._heard[at:], *self._arrived]
+                self._look()
+                break
             received = receive(desired, slip.intent, seen, _phase(seen, work))
             if received is None:
                 self._arrived.append(slip)
@@ -104,14 +116,18 @@ class Desk:
         self._heard = []
         return desired, work, facts
 
-    async def _take_back(
+    def _take_back(
         self,
         desired: Desired,
         work: Work,
         seen: Observation,
         ended: tuple[tuple[Outcome, ...], tuple[Unloaded, ...]],
-        persist: Persist,
     ) -> tuple[Desired, Work, tuple[Fact, ...]]:
+        """What is left without the requests that the engine refused.
+
+        The heartbeat saves that before they are answered; if it cannot, the refusal holds all the same, and is saved
+        later.
+        """
         facts: tuple[Fact, ...] = ()
         # The newest first: each leaves what was desired before it.
         for slip in reversed(self._open):
@@ -124,8 +140,6 @@ class Desk:
             before, desired = desired, retract(desired, slip.intent, slip.before)
             work = _afresh(work, slip.intent, before, desired)
             facts += told
-            # If this fails the refusal holds all the same: memory is authoritative, and is written later.
-            desired, _ = await persist(desired)
             slip.decided = answer
         return desired, work, facts
 

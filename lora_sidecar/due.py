@@ -52,11 +52,13 @@ def due(
         return Due()
     ready, wake_at = _ready(loadable, work, seen, now)
     restores, later = in_turn(ready, desired, work, policy.capacity, policy.heartbeat.interval, now)
-    unloads, retry_at = due_unloads(desired, work.unloads, seen.at, now)
     retiring = {one.name for one in retires}
+    pending = (name for name, one in sorted(desired.withdrawn.items()) if one.pending)
+    unwanted = (*pending, *(name for name in bombs if name not in retiring))
+    unloads, retry_at = due_unloads(unwanted, work.unloads, seen.at, now)
     return Due(
         restores,
-        (*unloads, *(name for name in bombs if name not in retiring)),
+        unloads,
         retires,
         min((at for at in (wake_at, later, retry_at) if at is not None), default=None),
     )

@@ -12,9 +12,10 @@ from msgspec.structs import replace
 
 from lora_sidecar.capacity import crowded, exchanged, first_tier, too_many
 from lora_sidecar.config import BackoffConfig
-from lora_sidecar.events import Event, Fact, warning
+from lora_sidecar.desired import same_base
+from lora_sidecar.events import Event, Fact, legible, warning
 from lora_sidecar.files import clear_changed, gone_before_load, missing_files, to_unload
-from lora_sidecar.model import Adapter, Desired, Files
+from lora_sidecar.model import Adapter, BaseModel, Desired, Files, Observed
 from lora_sidecar.pacing import born, flapping, paced
 from lora_sidecar.suspects import convict, quarantined, supervise
 from lora_sidecar.work import Bar, Barred, Crowd, Work
@@ -65,7 +66,7 @@ def hold_back(
     desired: Desired,
     work: Work,
     missing: Mapping[str, Adapter],
-    listed: Mapping[str, str],
+    seen: Observed,
     files: Mapping[str, Files],
     backoff: BackoffConfig,
     now: float,
@@ -73,14 +74,29 @@ def hold_back(
     unload_gone: bool,
 ) -> Work:
     """Say which of the missing adapters must not be loaded, and which listed ones have lost their files."""
+    listed = {card.name: card.path for card in seen.adapters}
     barred = quarantined(desired, work.probation, missing, backoff, now)
     if unload_gone:
         # Otherwise the server is asked, which answers 404, as it does where the files cannot be seen from here.
         barred |= {n: Barred(Bar.FILES_GONE, why) for n, why in gone_before_load(missing, files).items()}
+    barred |= _foreign(missing, seen.bases)
     room = [adapter for name, adapter in missing.items() if name not in barred]
     barred |= too_many(work.crowd, room, len(listed), len(desired.adapters))
     spoilt = missing_files({name: path for name, path in listed.items() if name in desired.adapters}, files)
     return replace(work, barred=barred, spoilt=spoilt, files=files)
+
+
+def _foreign(missing: Mapping[str, Adapter], bases: tuple[BaseModel, ...]) -> dict[str, Barred]:
+    """The missing adapters that do not belong beside the served base models."""
+    ids = {base.id for base in bases}
+    found: dict[str, Barred] = {}
+    for name, adapter in missing.items():
+        if name in ids:
+            found[name] = Barred(Bar.NAME_TAKEN, "its name is that of a served base model")
+        elif not same_base(adapter, bases):
+            reason = f"it was learned on another base model, {legible(adapter.base or '')}"
+            found[name] = Barred(Bar.BASE_MODEL, reason)
+    return found
 
 
 def defuse(

@@ -104,11 +104,13 @@ class Keeper:
             return desired, ()
         try:
             facts: tuple[Fact, ...] = ()
-            if not self._read:
-                remembered, facts = self._take(await self._offloader.run(self._open_and_load, self._timeout))
-                desired = _joined(desired, remembered)
-            checkpoint = Checkpoint(self.generation + 1, self._store.server, desired)
-            await self._offloader.run(lambda: self._store.save(checkpoint), self._timeout)
+            # Of both together: this is what a heartbeat waits for.
+            async with asyncio.timeout(self._timeout):
+                if not self._read:
+                    remembered, facts = self._take(await self._offloader.run(self._open_and_load, self._timeout))
+                    desired = _joined(desired, remembered)
+                checkpoint = Checkpoint(self.generation + 1, self._store.server, desired)
+                await self._offloader.run(lambda: self._store.save(checkpoint), self._timeout)
         except (CheckpointError, LockHeldError, TimeoutError) as error:
             return desired, (self._failed(error),)
         return desired, (*facts, *self._succeeded(checkpoint))

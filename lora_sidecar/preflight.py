@@ -8,12 +8,10 @@ What cannot be seen from here (not mounted, no permission, a hub id) is passed o
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import hashlib
 import os
 import stat
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
@@ -37,12 +35,10 @@ from lora_sidecar.adapter_check import (
 )
 from lora_sidecar.config import Config, PreflightConfig
 from lora_sidecar.model import Adapter, Failure, FailureKind, Looked, Origin, Result
-from lora_sidecar.offload import NoThreadError, Offloader
+from lora_sidecar.offload import NoThreadError
+from lora_sidecar.slots import Slots
 
 T = TypeVar("T")
-
-STUCK: Final = 4
-"""Reads that may hang at a time; with more, nothing is read any more until one comes back."""
 
 _CONFIG_BYTES: Final = 1024 * 1024
 _HEADER_BYTES: Final = 8 * 1024 * 1024
@@ -89,35 +85,6 @@ _HUNG = Finding(
     "its files cannot be read in time: the disk hangs or is too slow",
     "the engine would stand still on it, with every request; look at the volume",
 )
-
-
-class Slots:
-    """Threads to read in, each for one path at a time; a stuck one stays lent out, and few are."""
-
-    def __init__(self, name: str, new_slot: Callable[[str], Offloader] = Offloader) -> None:
-        """`new_slot` makes a slot of that name."""
-        self._new_slot = partial(new_slot, name)
-        self._slot = self._new_slot()
-        self._stuck: dict[str, Offloader] = {}
-        self._turn = asyncio.Lock()
-
-    async def run(self, path: str, function: Callable[[], T], deadline: float) -> T:
-        """Call `function`, which reads `path`, in a thread.
-
-        Raises `TimeoutError` if that takes longer than `deadline` seconds, or at once while an earlier read of that
-        path, or too many of others, have not come back; and what `function` raises.
-        """
-        self._stuck = {stuck: slot for stuck, slot in self._stuck.items() if slot.busy}
-        if path in self._stuck or len(self._stuck) >= STUCK:
-            raise TimeoutError("earlier reads have not come back yet")
-        async with self._turn:
-            try:
-                return await self._slot.run(function, deadline)
-            finally:
-                # Also where the caller was cancelled meanwhile.
-                if self._slot.busy:
-                    self._stuck[path] = self._slot
-                    self._slot = self._new_slot()
 
 
 class Preflight:

@@ -19,17 +19,16 @@ from lora_sidecar import outage, replacement
 from lora_sidecar.aliases import learn
 from lora_sidecar.attempts import Clock, absorb, settle
 from lora_sidecar.conditions import conditions_of, transitions
-from lora_sidecar.desired import adopt, forget, same_base, same_path
+from lora_sidecar.desired import adopt, forget, same_path
 from lora_sidecar.drift import drift_of
 from lora_sidecar.due import due
-from lora_sidecar.events import Event, Fact, info, legible, shown, warning
+from lora_sidecar.events import Event, Fact, info, shown, warning
 from lora_sidecar.eviction import evicted, registered
 from lora_sidecar.files import pardon_changed
 from lora_sidecar.guard import defuse, enter_life, hold_back, judge_suspects, notice_limit
 from lora_sidecar.lineage import Evidence, Judgement, judge
 from lora_sidecar.model import (
     Adapter,
-    BaseModel,
     Desired,
     Observation,
     Observed,
@@ -41,7 +40,7 @@ from lora_sidecar.model import (
 )
 from lora_sidecar.policy import Policy
 from lora_sidecar.suspects import accuse
-from lora_sidecar.unloads import absorb_unloads, settle_unloads
+from lora_sidecar.unloads import absorb_unloads, settle_unloads, unloaded_by_us
 from lora_sidecar.work import Around, Phase, Plan, Verdict, Work
 
 _SIGHTINGS = 2
@@ -69,7 +68,7 @@ def reconcile(
     """
     outcomes = tuple(outcomes)
     server, noticed = outage.advance(work.server, seen, policy.heartbeat)
-    work, failures = absorb(work, outcomes, seen, desired.incarnation.number, policy.backoff, clock)
+    work, failures = absorb(work, outcomes, seen, desired, policy.backoff, clock)
     told = [one for one in unloaded if isinstance(one, Unloaded)]
     retired = [one for one in unloaded if isinstance(one, Retired)]
     work, undone = replacement.absorb(work, retired, desired, policy.backoff, clock.now)
@@ -84,11 +83,11 @@ def reconcile(
             return Plan(desired, work, Verdict.UNKNOWN, observed_at=seen.at, facts=noticed + failures)
         case Observed() if _is_steady(desired, seen, work, around):
             work = replace(work, server=server, last=seen)
-            return Plan(desired, work, Verdict.STEADY, observed_at=seen.at, facts=noticed)
+            return Plan(desired, work, Verdict.STEADY, observed_at=seen.at, facts=noticed + failures)
         case Observed():
             judgement = judge(desired, work, seen)
             desired = accuse(desired, outcomes, around.under_way if judgement.restarted else ())
-            plan = _plan(desired, seen, replace(work, server=server), policy, judgement, clock, around)
+            plan = _plan(desired, seen, replace(work, server=server), policy, judgement, clock, around, unloaded)
             return replace(plan, facts=noticed + failures + plan.facts)
         case _:
             assert_never(seen)
@@ -126,6 +125,7 @@ def _plan(
     judgement: Judgement,
     clock: Clock,
     around: Around,
+    unloaded: Sequence[Unloaded | Retired],
 ) -> Plan:
     listed, files = {card.name: card.path for card in seen.adapters}, around.files
     last = work.last
@@ -139,7 +139,7 @@ def _plan(
         desired, work, listed, files, policy.backoff, clock.now, restarted=judgement.restarted
     )
     desired, refused, adopted = adopt(desired, seen.adapters, seen.bases, policy.adopt)
-    desired = _remember_listed(desired, listed)
+    desired = unloaded_by_us(_remember_listed(desired, listed), unloaded)
     sight = replacement.Seen(listed, seen.at, seen.version)
     desired, work, replaced = replacement.advance(desired, work, sight, clock.now)
     desired = registered(desired, work, seen, listed)
@@ -149,24 +149,24 @@ def _plan(
     desired, missed, missing, forgotten = _tell_unloaded_from_lost(desired, work.missed, held, policy, judgement)
     if not missing:
         work = replace(work, hold=None, withheld=None)
-    blocked = _blocked(missing, seen.bases)
     attempts, settled = settle(work.attempts, held, desired.adapters, seen.at, policy.backoff, clock)
     attempts = pardon_changed(attempts, desired.adapters, files, policy.backoff)
     unload_gone = policy.unload_gone and desired.paused is None
-    work = hold_back(desired, work, missing, listed, files, policy.backoff, clock.now, unload_gone=unload_gone)
+    work = hold_back(desired, work, missing, seen, files, policy.backoff, clock.now, unload_gone=unload_gone)
     desired, bombs, defused = defuse(desired, listed, files) if unload_gone else (desired, (), ())
+    unloads = {**unloads, **{name: work.unloads[name] for name in bombs if name in work.unloads}}
     steady = not missing and not missed and seen.runtime_loading is not False
     work, retires = replacement.retire(desired, work, sight, policy.retire, clock.now, steady=steady)
     drift, drifted = drift_of(work.drift, desired, listed, missing, refused)
 
     lost = frozenset(missing)
     recovery = outage.resume(work.recovery, judgement, last, lost, seen.at)
-    withheld = blocked | {name: one.reason for name, one in work.barred.items()}
+    withheld = {name: one.reason for name, one in work.barred.items()}
     recovery, concluded = outage.conclude(recovery, desired, attempts, lost, withheld, seen.at)
     work = replace(work, last=seen, missed=missed, attempts=attempts, drift=drift, recovery=recovery)
     work = replace(work, unloads=unloads, evicted=out)
     spared = replacement.spared(desired, sight, policy.retire)
-    conditions = conditions_of(work, seen, desired.adapters, missing, blocked, refused, spared)
+    conditions = conditions_of(work, seen, desired.adapters, missing, refused, spared)
     changed = transitions(work.conditions, conditions)
     work = replace(work, conditions=conditions)
 
@@ -271,18 +271,6 @@ def _tell_unloaded_from_lost(
         desired = replace(desired, listed=desired.listed - unloaded)
     missing = {n: a for n, a in absent.items() if n not in dropped and n not in waiting}
     return desired, waiting, missing, facts
-
-
-def _blocked(missing: Mapping[str, Adapter], bases: tuple[BaseModel, ...]) -> dict[str, str]:
-    """The missing adapters that must not be loaded into this server, each with the reason."""
-    ids = {base.id for base in bases}
-    blocked: dict[str, str] = {}
-    for name, adapter in missing.items():
-        if name in ids:
-            blocked[name] = "its name is that of a served base model"
-        elif not same_base(adapter, bases):
-            blocked[name] = f"it was learned on another base model, {legible(adapter.base or '')}"
-    return blocked
 
 
 def _started(restores: tuple[Adapter, ...], judgement: Judgement) -> tuple[Fact, ...]:

@@ -21,15 +21,15 @@ from msgspec.structs import replace
 from lora_sidecar.config import BackoffConfig
 from lora_sidecar.desired import is_listed_path, same_path
 from lora_sidecar.events import Event, Fact, info, legible, warning
-from lora_sidecar.model import Accepted, Adapter, Desired, Failure, FailureKind, Origin, Retired
+from lora_sidecar.model import Accepted, Adapter, Desired, Failure, Origin, Retired
 from lora_sidecar.work import Attempt, Retire, Stage, Swap, Work
 
 Replace = Literal["never", "safe", "always"]
 
 _UNDER_WAY = frozenset({Stage.UNLOADING, Stage.LOADING, Stage.REVERTING})
-_FOR_GOOD = float("inf")
-_PREFLIGHT = frozenset({FailureKind.FILES, FailureKind.ADAPTER})
-"""What a look at the successor's files comes to; no server says so of an unload."""
+
+
+_PAUSED = "it waits: loads and unloads are paused"
 
 
 class Rule(Struct, frozen=True):
@@ -115,9 +115,9 @@ def absorb(
                 if swap is None:
                     prunes[one.name] = Attempt(failure=one.result, not_before=now + backoff.max, ended_at=one.at)
                 else:
-                    # Files that are not there or not right yet may still come; nothing was touched for them.
-                    again = now + backoff.max if one.result.kind in _PREFLIGHT else _FOR_GOOD
-                    swaps[one.name] = replace(swap, stage=Stage.REFUSED, why=one.result.message, retry_at=again)
+                    # Nothing was touched: files may still come, a key may be mended, a timeout may pass.
+                    why, again = one.result.message, now + backoff.max
+                    swaps[one.name] = replace(swap, stage=Stage.REFUSED, why=why, retry_at=again)
             case _:
                 assert_never(one.result)
     return replace(work, swaps=swaps, prunes=prunes), tuple(facts)
@@ -206,9 +206,12 @@ def retire(
         if adapter.origin is not Origin.DECLARED or path is None or is_listed_path(adapter, path):
             continue
         if name in swaps:
-            reasons[name] = swaps[name].why or "it is being replaced"
+            waits = desired.paused is not None and swaps[name].stage in _UNDER_WAY
+            reasons[name] = _PAUSED if waits else swaps[name].why or "it is being replaced"
         elif refused:
             reasons[name] = refused
+        elif desired.paused is not None:
+            reasons[name] = _PAUSED
         elif steady and not any(swap.stage in _UNDER_WAY for swap in swaps.values()):
             swaps[name] = Swap(path, adapter.path)
             reasons[name] = "it is being replaced"

@@ -8,56 +8,27 @@ unknown now, and is given out as unknown.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from enum import StrEnum
+from collections.abc import Iterable
 from typing import Final
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from lora_sidecar.desired import is_listed_path
+from lora_sidecar.adapter_state import SERVED, AdapterStatus, same_states, states_of
 from lora_sidecar.events import Fact
 from lora_sidecar.history import Entry, History, Recovered, Span, clipped
-from lora_sidecar.model import Adapter, Desired, FailureKind, Incarnation, Paused, Reason
-from lora_sidecar.work import Attempt, Bar, Condition, Phase, ServerState, Verdict, Work
-
-
-class AdapterState(StrEnum):
-    """What is known of one desired adapter."""
-
-    LISTED = "listed"
-    REPLACED = "replaced"
-    """Listed, with another path than desired."""
-    EVICTED = "evicted"
-    """Taken out of the listing by the server to make room; it loads the adapter by itself when it is asked for."""
-    MISSING = "missing"
-    """Not listed, and about to be restored or found to have been unloaded."""
-    BACKOFF = "backoff"
-    PARKED = "parked"
-    QUARANTINED = "quarantined"
-    """Not listed, and suspected of having killed the server."""
-    HELD = "held"
-    """Not listed, and nothing is loaded for a reason of the whole server."""
-    UNKNOWN = "unknown"
-    """The server is not up, so nothing can be said."""
-
-
-class AdapterStatus(Struct, frozen=True):
-    """One desired adapter, its state, the reason where the state has one, and when the state began."""
-
-    adapter: Adapter
-    state: AdapterState
-    reason: str = ""
-    since: float = 0.0
+from lora_sidecar.model import Desired, Incarnation, Reason
+from lora_sidecar.verification import Trials
+from lora_sidecar.work import Condition, Phase, ServerState, Verdict, Work
 
 
 class ServerStatus(Struct, frozen=True):
     """A server as of its last completed heartbeat, which ended at `beat_at`.
 
     `saved_generation` is the checkpoint's generation on disk. `failing` is why the server's own container should be
-    ended, empty if it should not be. What follows is the board's: `beats` counts the
-    heartbeats that ended, 0 before the first (`beat_at` is then when the server was announced), `adapters` are in the
-    order of their names.
+    ended, empty if it should not be. `trials` are what probes by inference came to, empty where nothing is probed. What
+    follows is the board's: `beats` counts the heartbeats that ended, 0 before the first (`beat_at` is then when the
+    server was announced), `adapters` are in the order of their names.
     """
 
     name: str
@@ -69,6 +40,7 @@ class ServerStatus(Struct, frozen=True):
     saved_generation: int
     conditions: tuple[Condition, ...]
     failing: str = ""
+    trials: Trials = {}
     beats: int = 0
     adapters: tuple[AdapterStatus, ...] = ()
     spans: tuple[Span, ...] = ()
@@ -94,63 +66,7 @@ class Snapshot(Struct, frozen=True):
 
 def adapters_of(status: ServerStatus, before: Iterable[AdapterStatus] = ()) -> tuple[AdapterStatus, ...]:
     """Every desired adapter with its state, by name; `before` is what the last call gave, so that `since` goes on."""
-    work = status.work
-    listed = {} if work.last is None else {card.name: card.path for card in work.last.adapters}
-    up = work.server.phase is Phase.UP
-    now = work.last.at if up and work.last is not None else work.server.since
-    known = {one.adapter.name: one for one in before}
-    found: list[AdapterStatus] = []
-    for name, adapter in sorted(status.desired.adapters.items()):
-        state, reason = _state(adapter, listed, work, status.desired.paused, up=up)
-        last = known.get(name)
-        since = last.since if last is not None and last.state is state else now
-        found.append(AdapterStatus(adapter, state, reason, since))
-    return tuple(found)
-
-
-def _state(
-    adapter: Adapter, listed: Mapping[str, str], work: Work, paused: Paused | None, *, up: bool
-) -> tuple[AdapterState, str]:
-    if not up:
-        return AdapterState.UNKNOWN, f"the server is {work.server.phase.value}"
-    path = listed.get(adapter.name)
-    if path is not None:
-        if is_listed_path(adapter, path):
-            return AdapterState.LISTED, ""
-        return AdapterState.REPLACED, clipped(f"listed with the path {path}")
-    if adapter.name in work.evicted:
-        return AdapterState.EVICTED, "the server made room, and loads it again by itself"
-    if paused is not None:
-        return AdapterState.HELD, f"paused: {paused.reason or 'no reason was given'}"
-    barred = work.barred.get(adapter.name)
-    if barred is not None:
-        return _BARS[barred.bar], clipped(barred.reason)
-    attempt = work.attempts.get(adapter.name, Attempt())
-    if attempt.failures and attempt.failure is not None:
-        parked = attempt.failure.kind is FailureKind.ADAPTER
-        return AdapterState.PARKED if parked else AdapterState.BACKOFF, attempt.failure.message
-    held = _held(work)
-    return (AdapterState.HELD, held) if held else (AdapterState.MISSING, "")
-
-
-def _held(work: Work) -> str:
-    """Why nothing at all is loaded, empty if nothing stands in the way."""
-    if work.hold is not None:
-        return work.hold.failure.message
-    if work.withheld is not None:
-        return work.withheld.detail
-    if work.last is not None and work.last.runtime_loading is False:
-        return "the server cannot load adapters at run time"
-    return ""
-
-
-_BARS: Mapping[Bar, AdapterState] = {
-    Bar.QUARANTINED: AdapterState.QUARANTINED,
-    Bar.FILES_GONE: AdapterState.PARKED,
-    Bar.CAPACITY: AdapterState.PARKED,
-}
-
-_SERVED = frozenset({AdapterState.LISTED, AdapterState.REPLACED, AdapterState.EVICTED})
+    return states_of(status.desired, status.work, status.trials, before)
 
 
 def unready(status: ServerStatus) -> tuple[str, ...]:
@@ -158,7 +74,7 @@ def unready(status: ServerStatus) -> tuple[str, ...]:
     if not status.beats:
         return (f"{status.name}: no heartbeat has ended yet",)
     required = [s for s in status.adapters if s.adapter.required]
-    kept_back = [s for s in required if s.state not in _SERVED]
+    kept_back = [s for s in required if s.state not in SERVED]
     return tuple(
         f"{status.name}: adapter {s.adapter.name} is {s.state.value}{s.reason and ': ' + s.reason}" for s in kept_back
     )
@@ -251,10 +167,11 @@ class Board:
         if server.phase is Phase.UP and before.work.server.phase is Phase.UP and work.last is not None:
             began = work.last.at
         history.mark(server.phase, status.desired.incarnation.number, began, clipped(server.detail))
+        same = same_states(_parts(before), _parts(status))
         self._statuses[status.name] = replace(
             status,
             beats=before.beats + 1,
-            adapters=before.adapters if _same_adapters(before, status) else adapters_of(status, before.adapters),
+            adapters=before.adapters if same else adapters_of(status, before.adapters),
             spans=history.spans,
             recoveries=history.recoveries,
         )
@@ -289,23 +206,8 @@ def _announced(name: str, desired: Desired, at: float) -> ServerStatus:
     return replace(status, adapters=adapters_of(status), spans=(span,))
 
 
-def _same_adapters(before: ServerStatus, after: ServerStatus) -> bool:
-    """Whether the adapters of both have the same states: most heartbeats change none of ten thousand."""
-    old, new = before.work, after.work
-    if before.desired.paused != after.desired.paused:
-        return False
-    if before.desired.adapters is not after.desired.adapters or old.server.phase is not new.server.phase:
-        return False
-    if old.last is not new.last and (
-        old.last is None
-        or new.last is None
-        or old.last.adapters is not new.last.adapters
-        or old.last.runtime_loading is not new.last.runtime_loading
-    ):
-        return False
-    if old.barred != new.barred:
-        return False
-    return old.attempts == new.attempts and old.hold == new.hold and old.withheld == new.withheld
+def _parts(status: ServerStatus) -> tuple[Desired, Work, Trials]:
+    return status.desired, status.work, status.trials
 
 
 def _fresh(status: ServerStatus, now: float, liveness: float) -> ServerStatus:

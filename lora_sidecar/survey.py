@@ -20,7 +20,8 @@ from msgspec import Struct
 from lora_sidecar.adapter_check import Finding, Limits, check
 from lora_sidecar.files import LOOKS
 from lora_sidecar.model import Files, Sight
-from lora_sidecar.preflight import Slots, Unseen, fingerprint, is_complete, is_visible, read_folder
+from lora_sidecar.preflight import Unseen, fingerprint, is_complete, is_visible, read_folder
+from lora_sidecar.slots import Slots
 
 IN_TURN: Final = 20
 """Loaded adapters that are looked at each time."""

@@ -32,21 +32,24 @@ def accuse(desired: Desired, outcomes: Iterable[Outcome], under_way: Iterable[Ad
     """Remember the loads that broke off, and what was under way while the server is away, until a listing decides.
 
     `under_way` is empty unless the server is away or was found restarted. Outcomes of another incarnation are no
-    evidence: their loads were under way when the restart was noticed. The same object is returned if nothing changed.
+    evidence: their loads were under way when the restart was noticed. A load from another path than the desired one
+    accuses nobody: that path will not be loaded again. The same object is returned if nothing changed.
     """
-    names = {
-        outcome.adapter.name
+    broken_off = [
+        outcome.adapter
         for outcome in outcomes
         if outcome.incarnation == desired.incarnation.number
         and isinstance(outcome.result, Failure)
         and outcome.result.kind is FailureKind.AMBIGUOUS
-    }
-    names |= {adapter.name for adapter in under_way}
+    ]
     accused: dict[str, Suspect] = {}
-    for name in names & desired.adapters.keys():
-        known = _known(desired, name)
+    for adapter in (*broken_off, *under_way):
+        wanted = desired.adapters.get(adapter.name)
+        if wanted is None or wanted.path != adapter.path:
+            continue
+        known = _known(desired, adapter.name)
         if not known.accused:
-            accused[name] = replace(known, accused=True)
+            accused[adapter.name] = replace(known, accused=True)
     return replace(desired, suspects={**desired.suspects, **accused}) if accused else desired
 
 
@@ -86,7 +89,7 @@ def _told(adapter: Adapter, deaths: int) -> Fact:
         adapter=adapter.name,
         path=adapter.path,
         deaths=deaths,
-        reason=f"the server died {_times(deaths)} while this adapter was being loaded or probed; {what}",
+        reason=f"{died(deaths)}; {what}",
     )
 
 
@@ -132,11 +135,14 @@ def quarantined(
         suspect, served = desired.suspects.get(name), probation.get(name)
         if suspect is not None and served is not None and served.until > now:
             length = format_duration(sentence_of(suspect.deaths, backoff))
-            reason = (
-                f"the server died {_times(suspect.deaths)} while it was being loaded or probed; held back for {length}"
-            )
+            reason = f"{died(suspect.deaths)}; held back for {length}"
             held[name] = Barred(Bar.QUARANTINED, reason)
     return held
+
+
+def died(deaths: int) -> str:
+    """What a suspect is suspected of."""
+    return f"the server died {_times(deaths)} while it was being loaded or probed"
 
 
 def _times(count: int) -> str:

@@ -1,9 +1,9 @@
 """The adapters that the server has yet to be told to unload: what came of telling it, and when to tell it again.
 
-Two traps are guarded against. An unload that came too early: a load of the same name may still be under way and land
+Three traps are guarded against. An unload that came too early: a load of the same name may still be under way and land
 after it; so the server is told even where the adapter is not listed, since it answers after a load of that name. And an
 unload that fights: once the server has said that it is done, an adapter that is listed again was loaded by somebody,
-and stays.
+and stays. And our own unload taken for somebody else's: an adapter that is wanted again meanwhile would be forgotten.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lora_sidecar.attempts import Clock, undecided
 from lora_sidecar.backoff import delay
 from lora_sidecar.config import BackoffConfig
 from lora_sidecar.events import Event, Fact, info, warning
-from lora_sidecar.model import Accepted, Adapter, Desired, Failure, Unloaded, Withdrawn
+from lora_sidecar.model import Accepted, Adapter, Desired, Failure, Retired, Unloaded, Withdrawn
 from lora_sidecar.work import Attempt, Work
 
 
@@ -33,7 +33,8 @@ def absorb_unloads(
         before = unloads.get(one.name, Attempt())
         match one.result:
             case Accepted():
-                unloads[one.name] = Attempt(ended_at=one.at, accepted=True)
+                # If it is listed all the same, it is not to be told so at every heartbeat.
+                unloads[one.name] = Attempt(not_before=clock.now + backoff.max, ended_at=one.at, accepted=True)
             case Failure():
                 failures = before.failures + 1
                 wait = delay(failures, one.result.kind, backoff, clock.jitter)
@@ -89,15 +90,26 @@ def settle_unloads(
     return replace(desired, adapters={**desired.adapters, **back}, withdrawn=withdrawn), left, tuple(facts)
 
 
+def unloaded_by_us(desired: Desired, ended: Iterable[Unloaded | Retired]) -> Desired:
+    """Take back that adapters were seen listed which this program has unloaded since: nobody else did.
+
+    Where one of them is desired, or is desired again, its absence is a loss. The same object is returned if nothing
+    changed.
+    """
+    number = desired.incarnation.number
+    ours = {one.name for one in ended if one.incarnation == number and isinstance(one.result, Accepted)}
+    return replace(desired, listed=desired.listed - ours) if ours & desired.listed else desired
+
+
 def due_unloads(
-    desired: Desired, unloads: Mapping[str, Attempt], asked_at: float, now: float
+    names: Iterable[str], unloads: Mapping[str, Attempt], asked_at: float, now: float
 ) -> tuple[tuple[str, ...], float | None]:
-    """The names to be unloaded now, and when something more falls due."""
+    """Those of `names` that are to be unloaded now, and when something more falls due."""
     due: list[str] = []
     wake_at: float | None = None
-    for name, one in sorted(desired.withdrawn.items()):
+    for name in names:
         attempt = unloads.get(name, Attempt())
-        if not one.pending or undecided(attempt, asked_at):
+        if undecided(attempt, asked_at):
             continue
         if attempt.not_before > now:
             wake_at = attempt.not_before if wake_at is None else min(wake_at, attempt.not_before)

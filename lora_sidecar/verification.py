@@ -52,9 +52,19 @@ class Trial(Struct, frozen=True):
         return bool(self.probes) and not self.dead and not self.alike
 
     @property
+    def is_dead(self) -> bool:
+        """Whether it has answered nothing often enough to say so."""
+        return self.dead >= DEAD_AFTER
+
+    @property
+    def is_alike(self) -> bool:
+        """Whether it has answered as the base model does often enough to say so."""
+        return self.alike >= ALIKE_AFTER
+
+    @property
     def decided(self) -> bool:
         """Whether enough probes were made to say what it is."""
-        return self.proven or self.dead >= DEAD_AFTER or self.alike >= ALIKE_AFTER
+        return self.proven or self.is_dead or self.is_alike
 
     @property
     def prompt(self) -> str:
@@ -103,8 +113,8 @@ def judge(trial: Trial, base: Answer, said: Answer, now: float) -> Trial:
 
 def conditions_of(trials: Trials, obstacle: str) -> tuple[Condition, ...]:
     """The conditions that hold; `obstacle` is why nothing can be probed at all, empty if nothing is in the way."""
-    dead = {n: t.why for n, t in trials.items() if t.dead >= DEAD_AFTER}
-    alike = [n for n, t in trials.items() if t.alike >= ALIKE_AFTER]
+    dead = {n: t.why for n, t in trials.items() if t.is_dead}
+    alike = [n for n, t in trials.items() if t.is_alike]
     held = []
     if dead:
         told = "; ".join(shown(dead, lambda name: f"{legible(name)}: {dead[name]}"))

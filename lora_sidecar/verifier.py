@@ -14,12 +14,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from msgspec.structs import replace
+
 from lora_sidecar.conditions import transitions
 from lora_sidecar.config import Config
+from lora_sidecar.desired import is_listed_path
 from lora_sidecar.engines import Engine
 from lora_sidecar.events import Fact
 from lora_sidecar.model import Adapter, Answer, NoAnswer, Said, Sight
-from lora_sidecar.preflight import Slots, is_complete, is_visible
+from lora_sidecar.preflight import is_complete, is_visible
+from lora_sidecar.slots import Slots
 from lora_sidecar.verification import Trial, Trials, completed, conditions_of, current, judge, next_up
 from lora_sidecar.work import Condition, Phase, Plan, Verdict
 
@@ -63,6 +67,11 @@ class Verifier:
         self._changed.set()
         before, self._told = self._told, self.conditions
         return transitions(before, self._told)
+
+    @property
+    def trials(self) -> Trials:
+        """What the probes came to, by adapter; empty while nothing is probed."""
+        return self._trials
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
@@ -122,7 +131,7 @@ class Verifier:
             self._settle(life, before, {**before, name: judge(trial, _UNASKED, _UNASKED, self._now())})
             return
         base = await self._engine.ask(plan.work.last.bases[0].id, trial.prompt, None)
-        said = base if isinstance(base, NoAnswer) else await self._ask(plan.desired.adapters[name], trial.prompt)
+        said = base if isinstance(base, NoAnswer) else await self._ask(_loaded(plan, trial, name), trial.prompt)
         if isinstance(base, NoAnswer):
             self._refused += 1
         else:
@@ -167,6 +176,12 @@ class Verifier:
             return await self._slots.run(path, lambda: folder.parent.is_dir() and not is_complete(path), _LOOK_DEADLINE)
         except (TimeoutError, OSError):
             return True
+
+
+def _loaded(plan: Plan, trial: Trial, name: str) -> Adapter:
+    """The adapter as it is in the server: what it dies of may be another path than the one that is desired."""
+    adapter = plan.desired.adapters[name]
+    return adapter if is_listed_path(adapter, trial.path) else replace(adapter, path=trial.path)
 
 
 _UNASKED: Final = NoAnswer("it was not asked")

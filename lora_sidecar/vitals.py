@@ -6,6 +6,8 @@ only when it has been silent for long, since the question costs the server more 
 
 from __future__ import annotations
 
+import asyncio
+
 from lora_sidecar.conditions import transitions
 from lora_sidecar.config import ServerHealthConfig
 from lora_sidecar.engines import Engine
@@ -21,12 +23,21 @@ class Vitals:
         self._engine = engine
         self._health = Health()
 
-    async def make(self, server: ServerState, rule: ServerHealthConfig, now: float) -> tuple[Fact, ...]:
-        """Examine it after a heartbeat; the facts are the conditions that began or ceased to hold."""
+    async def make(
+        self, server: ServerState, rule: ServerHealthConfig, now: float, patience: float
+    ) -> tuple[Fact, ...]:
+        """Examine it after a heartbeat; the facts are the conditions that began or ceased to hold.
+
+        A question is waited for at most `patience` seconds; without its answer the next heartbeat decides.
+        """
         before = self._health
         pulse = self._engine.pulse
         suspected = not before.hung and suspects_hang(before, server, pulse, rule, now)
-        halted = suspected and await self._engine.halted()
+        try:
+            async with asyncio.timeout(patience):
+                halted = suspected and await self._engine.halted()
+        except TimeoutError:
+            return ()
         self._health = examine(before, server, pulse, rule, now, halted=halted)
         return transitions(conditions_of(before), self.conditions)
 

@@ -17,16 +17,18 @@ from lora_sidecar.config import Config
 from lora_sidecar.desired import declare
 from lora_sidecar.desk import Desk
 from lora_sidecar.engines import Engine
+from lora_sidecar.engines.answers import too_slow
 from lora_sidecar.events import Event, Fact, Level, warning
 from lora_sidecar.keeper import Keeper
 from lora_sidecar.model import Desired, Incarnation, Observation, Observed, Outcome, Unloaded
 from lora_sidecar.offload import Offloader
 from lora_sidecar.outage import next_look
 from lora_sidecar.policy import Policy
-from lora_sidecar.preflight import Preflight, Slots
+from lora_sidecar.preflight import Preflight
 from lora_sidecar.reconcile import reconcile
 from lora_sidecar.restorer import Restorer
 from lora_sidecar.retirer import Retirer
+from lora_sidecar.slots import Slots
 from lora_sidecar.status import Board, ServerStatus
 from lora_sidecar.survey import Survey
 from lora_sidecar.unloader import Unloader
@@ -114,7 +116,8 @@ class Watch:
         began = self._clock.now()
         config = self._apply_config()
         self.desk.listen()
-        seen = await self._engine.observe(self._trusted())
+        seen = await self._observe(config.heartbeat.patience)
+        left = max(0.0, began + config.heartbeat.patience - self._clock.now())
         ended = self.restorer.drain(), self.unloader.drain()
         await self._take_requests(seen, ended)
         plan = reconcile(
@@ -134,12 +137,21 @@ class Watch:
         self.restorer.offer(plan)
         self.retirer.offer(plan)
         self._report(*self.verifier.offer(plan, config))
-        self._report(*await self._vitals.make(plan.work.server, config.server_health, self._clock.now()))
+        self._report(*await self._vitals.make(plan.work.server, config.server_health, self._clock.now(), left))
         self.unloader.offer(plan)
         self._want_files(plan, config)
         self._publish(plan, began, config)
         self.desk.answer(plan, seen, self._clock.now())
         return plan
+
+    async def _observe(self, patience: float) -> Observation:
+        """Look at the server for at most `patience` seconds: a look is up to six requests, each with its deadline."""
+        at = self._clock.now()
+        try:
+            async with asyncio.timeout(patience):
+                return await self._engine.observe(self._trusted())
+        except TimeoutError:
+            return too_slow(at, patience)
 
     async def _take_requests(self, seen: Observation, ended: tuple[tuple[Outcome, ...], tuple[Unloaded, ...]]) -> None:
         """Take in what was asked for through the control port, each durable before anything comes of it."""
@@ -155,7 +167,12 @@ class Watch:
     def _want_files(self, plan: Plan, config: Config) -> None:
         """Have the files looked at: of what is missing or suspected each time, of what is loaded in turn."""
         last = plan.work.last
-        if not config.preflight.enabled or last is None:
+        if not config.preflight.enabled:
+            # What was seen before says nothing any more, and must hold nobody back.
+            self._surveyed = ()
+            self.survey.want((), (), config.preflight.timeout)
+            return
+        if last is None:
             return
         state = (plan.desired, last.adapters, config)
         if all(one is other for one, other in zip(state, self._surveyed, strict=False)) and self._surveyed:
@@ -208,12 +225,13 @@ class Watch:
                 saved_generation=self._keeper.generation,
                 conditions=(*self._vitals.conditions, *plan.work.conditions, *self.verifier.conditions, *kept),
                 failing=self._vitals.failing,
+                trials=self.verifier.trials,
             )
         )
         seconds = round(ended - began, 4)
         said = {"verdict": plan.verdict.value, "seconds": seconds, "adapters": len(self._desired.adapters)}
         self._report(Fact(Event.HEARTBEAT_COMPLETED, Level.DEBUG, said))
-        longest = config.heartbeat.probe_timeout + 2 * config.heartbeat.list_timeout + config.checkpoint.timeout
+        longest = config.heartbeat.patience + 2 * config.checkpoint.timeout
         if seconds > longest + config.heartbeat.interval:
             self._report(warning(Event.HEARTBEAT_OVERRUN, repeats="overrun", **said))
 

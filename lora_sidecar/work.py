@@ -79,6 +79,8 @@ class Bar(StrEnum):
     QUARANTINED = "quarantined"
     FILES_GONE = "files_gone"
     CAPACITY = "capacity"
+    NAME_TAKEN = "name_taken"
+    BASE_MODEL = "base_model"
 
 
 class Barred(Struct, frozen=True):

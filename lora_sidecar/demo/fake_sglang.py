@@ -4,7 +4,7 @@ The trap guarded against is a fake that keeps what it lists: beyond `max_loaded_
 leaves the listing, and the next request for it brings it back by itself. Words and order of the checks follow the
 source; none of it was compared with a running SGLang. Not here: chat, streams, tensors, pausing, tokenizer workers.
 
-    python -m lora_sidecar.demo.fake_sglang --port 30000 --served-model-name base --max-loaded-loras 8
+    python -m lora_sidecar.demo.fake_sglang_process --port 30000 --served-model-name base --max-loaded-loras 8
 """
 
 from __future__ import annotations
@@ -366,11 +366,3 @@ def _fields(body: bytes, request: web.Request, *names: str) -> dict[str, Any]:
     if not isinstance(value, dict) or any(not isinstance(value.get(name), str) for name in names):
         raise InvalidRequestError(f"Object missing required field of {', '.join(names)}", None)
     return value
-
-
-if __name__ == "__main__":
-    import sys
-
-    from lora_sidecar.demo.fake_sglang_process import main
-
-    sys.exit(main())

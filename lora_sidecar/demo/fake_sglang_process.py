@@ -58,3 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"ERROR: start the fake SGLang: {error}\n")
         return 1
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -3,7 +3,7 @@
 The trap guarded against is a fake with its own idea of dying. A stop and a kill are told apart, the port is bound
 long before it listens, adapters live exactly as long as one life of the server, and no connection outlives it.
 
-    python -m lora_sidecar.demo.fake_vllm --port 8000 --model /models/tiny --served-model-name base
+    python -m lora_sidecar.demo.fake_process --port 8000 --model /models/tiny --served-model-name base
 """
 
 from __future__ import annotations
@@ -321,11 +321,3 @@ class FakeVllm:
         with suppress(asyncio.CancelledError):
             await asyncio.gather(*handlers, return_exceptions=True)
         await runner.cleanup()
-
-
-if __name__ == "__main__":
-    import sys
-
-    from lora_sidecar.demo.fake_process import main
-
-    sys.exit(main())

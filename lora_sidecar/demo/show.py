@@ -63,7 +63,7 @@ class _Server:
         """Start a life; it takes a second to listen, as a real one takes half a minute."""
         flags = ["--port", str(self._port), "--no-check-files", "--start-delay", "1"]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "lora_sidecar.demo.fake_vllm", *flags],
+            [sys.executable, "-m", "lora_sidecar.demo.fake_process", *flags],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

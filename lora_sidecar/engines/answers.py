@@ -12,6 +12,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from lora_sidecar.config_values import format_duration
 from lora_sidecar.engines.transport import Broken, Reply
 from lora_sidecar.engines.vllm_wire import error_text, sentence
 from lora_sidecar.model import Accepted, Failure, FailureKind, Reason, Unknown
@@ -20,6 +21,7 @@ _ANSWER_LIMIT: Final = 8192
 
 _HINTS: Final = {
     Reason.REFUSED: "nothing listens there; a server refuses connections until it is ready",
+    Reason.RESET: "the server ended or was restarted, or something else that closes connections listens there",
     Reason.UNREACHABLE: "check servers[].url",
     Reason.TIMEOUT: "the server is busy, stopped or hung",
     Reason.ENGINE_DEAD: "vLLM ends itself within seconds and its container is restarted",
@@ -35,6 +37,11 @@ _HINTS: Final = {
 def unknown(at: float, broken: Broken) -> Unknown:
     """The observation that follows from a request without a good answer; `at` is when it was begun."""
     return Unknown(at, broken.reason, sentence(broken.detail), _HINTS.get(broken.reason, ""))
+
+
+def too_slow(at: float, seconds: float) -> Unknown:
+    """The observation that follows from a look that did not come to its end in time; `at` is when it was begun."""
+    return unknown(at, Broken(Reason.TIMEOUT, f"no whole answer within {format_duration(seconds)}", sent=True))
 
 
 def refusal(path: str, reply: Reply) -> Broken:

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from aiohttp import web
@@ -27,8 +27,9 @@ from lora_sidecar.log import dates
 from lora_sidecar.ops import bodies
 from lora_sidecar.ops.bodies import InvalidBodyError
 from lora_sidecar.ops.listener import Listener
+from lora_sidecar.ops.state import paused, state
 from lora_sidecar.ops.token import Token
-from lora_sidecar.status import ServerStatus, Snapshot
+from lora_sidecar.status import Snapshot
 
 BODY_CAP: Final = 64 * 1024
 BODY_SECONDS: Final = 10.0
@@ -175,18 +176,12 @@ class ControlServer:
 
     async def _pauses(self, request: web.Request) -> web.StreamResponse:
         names = self._named(request, every=True)
-        return _json({"servers": [_paused(status) for status in self._look().servers if status.name in names]})
+        return _json({"servers": [paused(status) for status in self._look().servers if status.name in names]})
 
     async def _adapters(self, request: web.Request) -> web.StreamResponse:
         names = self._named(request, every=True)
         statuses = [status for status in self._look().servers if status.name in names]
-        date = dates(self._now())
-        return _json(
-            {
-                "servers": [_server(status, date) for status in statuses],
-                "adapters": [adapter for status in statuses for adapter in _adapters(status, date)],
-            }
-        )
+        return _json(state(statuses, dates(self._now())))
 
     def _named(self, request: web.Request, *, every: bool) -> tuple[str, ...]:
         """The server that a request names, by path or query; where it names none, the only one, or `every` one."""
@@ -284,54 +279,3 @@ def _moved(request: web.Request) -> web.Response | None:
 
 
 _PATH: Final = re.compile("(/servers/[^/]+)?/v1/(load_lora_adapter|unload_lora_adapter|adapters|pause|resume)")
-
-
-def _paused(status: ServerStatus) -> dict[str, Any]:
-    paused = status.desired.paused
-    return {"server": status.name, "paused": paused is not None, "reason": "" if paused is None else paused.reason}
-
-
-def _server(status: ServerStatus, date: Callable[[float], str]) -> dict[str, Any]:
-    server = status.work.server
-    return {
-        **_paused(status),
-        "state": server.phase.value,
-        "since": date(server.since),
-        "detail": server.detail,
-        "heartbeat": date(status.beat_at),
-        "incarnation": status.desired.incarnation.number,
-        "generation": status.saved_generation,
-        "conditions": [{"type": c.type.value, "message": c.message, "hint": c.hint} for c in status.conditions],
-    }
-
-
-def _adapters(status: ServerStatus, date: Callable[[float], str]) -> list[dict[str, Any]]:
-    shown: list[dict[str, Any]] = [
-        {
-            "server": status.name,
-            "name": one.adapter.name,
-            "path": one.adapter.path,
-            "origin": one.adapter.origin.value,
-            "required": one.adapter.required,
-            "priority": one.adapter.priority,
-            "state": one.state.value,
-            "reason": one.reason,
-            "since": date(one.since),
-        }
-        for one in status.adapters
-    ]
-    shown += [
-        {
-            "server": status.name,
-            "name": name,
-            "path": None if one.declared is None else one.declared.path,
-            "origin": None if one.declared is None else one.declared.origin.value,
-            "required": False,
-            "priority": 0,
-            "state": "withdrawn",
-            "reason": "to be unloaded" if one.pending else "unloaded by request",
-            "since": None,
-        }
-        for name, one in sorted(status.desired.withdrawn.items())
-    ]
-    return shown

@@ -15,13 +15,15 @@ from typing import Final
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from lora_sidecar.adapter_state import AdapterState, withdrawn_of
 from lora_sidecar.config import OpsConfig
 from lora_sidecar.config_values import Fault, split_bind
 from lora_sidecar.errors import SidecarError
 from lora_sidecar.ops.metrics import Metrics
 from lora_sidecar.ops.page import HEADERS, page
+from lora_sidecar.ops.query import BadQueryError, read_query
 from lora_sidecar.ops.serverz import serverz
-from lora_sidecar.ops.status import BadQueryError, document, encoded, read_query
+from lora_sidecar.ops.status import document, encoded
 from lora_sidecar.ops.timeline import read_window
 from lora_sidecar.status import Board, ServerStatus, Snapshot, not_live, not_ready
 from lora_sidecar.work import ConditionType
@@ -154,7 +156,12 @@ def _server(status: ServerStatus) -> list[str]:
     lines = [f"server {status.name}: {server.phase.value}{why}"]
     for one in status.adapters:
         required = ", required" if one.adapter.required else ""
+        proven = ", proven" if one.proven else ""
         reason = one.reason and f": {one.reason}"
-        lines.append(f"adapter {one.adapter.name} ({one.adapter.origin.value}{required}): {one.state.value}{reason}")
+        kind = f"{one.adapter.origin.value}{required}{proven}"
+        lines.append(f"adapter {one.adapter.name} ({kind}): {one.state.value}{reason}")
+    for gone in withdrawn_of(status.desired):
+        kind = "declared" if gone.declared is not None else "by request"
+        lines.append(f"adapter {gone.name} ({kind}): {AdapterState.WITHDRAWN.value}: {gone.reason}")
     lines += [f"condition {c.type.value}: {c.message} ({c.hint})" for c in status.conditions]
     return lines

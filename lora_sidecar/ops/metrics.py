@@ -14,17 +14,21 @@ from collections.abc import Callable, Iterable
 from typing import Final, TypeVar
 
 from lora_sidecar import __version__
+from lora_sidecar.adapter_state import AdapterState, AdapterStatus
 from lora_sidecar.events import Event, Fact
 from lora_sidecar.model import FailureKind
 from lora_sidecar.ops.exposition import Family, Histogram, Total, exposition
 from lora_sidecar.ops.process import process
-from lora_sidecar.status import AdapterState, AdapterStatus, Board, ServerStatus, Snapshot, not_ready
+from lora_sidecar.status import Board, ServerStatus, Snapshot, not_ready
 from lora_sidecar.work import ConditionType, Phase, Verdict
 
 T = TypeVar("T", Total, Histogram)
 
 ADAPTER_SERIES: Final = 500
 """Adapters of one server that have series of their own, required ones first; the counts by state cover all."""
+
+_STATES: Final = tuple(state for state in AdapterState if state is not AdapterState.WITHDRAWN)
+"""Those of desired adapters."""
 
 SUCCEEDED: Final = "succeeded"
 
@@ -177,20 +181,23 @@ def _heartbeats(snapshot: Snapshot) -> Iterable[Family]:
 
 
 def _adapters(servers: Iterable[ServerStatus]) -> Iterable[Family]:
-    counts = _gauge("adapters", "Desired adapters by state; all of them.", "server", "state")
+    counts = _gauge("adapters", "Adapters by state, desired or withdrawn; all of them.", "server", "state")
     cap = f"the first {ADAPTER_SERIES} of a server, required ones first"
     state = _gauge("adapter_state", f"1 for the state of a desired adapter ({cap}).", "server", "adapter", "state")
+    proven = _gauge("adapters_proven", "Listed adapters that answered their last probe by inference.", "server")
     left_out = _gauge("adapter_series_omitted", "Desired adapters without series of their own.", "server")
     for status in servers:
         by_state = Counter(one.state for one in status.adapters)
+        by_state[AdapterState.WITHDRAWN] = len(status.desired.withdrawn)
+        proven.add((status.name,), sum(one.proven for one in status.adapters))
         for each in AdapterState:
             counts.add((status.name, each.value), by_state[each])
         for one in with_series(status.adapters):
             label = one.adapter.name.encode("utf-8", "backslashreplace").decode()
-            for each in AdapterState:
+            for each in _STATES:
                 state.add((status.name, label, each.value), one.state is each)
         left_out.add((status.name,), max(0, len(status.adapters) - ADAPTER_SERIES))
-    yield from (counts, state, left_out)
+    yield from (counts, proven, state, left_out)
 
 
 def with_series(adapters: tuple[AdapterStatus, ...]) -> tuple[AdapterStatus, ...]:

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote, urlencode
 
+from lora_sidecar.ops.document import Document
 from lora_sidecar.ops.html import Html, element, joined, verbatim
-from lora_sidecar.ops.sections import adapters, events, server_card
-from lora_sidecar.ops.status import PAGE_SIZE, Document, Query
+from lora_sidecar.ops.query import PAGE_SIZE, Query
+from lora_sidecar.ops.sections import adapters, condition, events, server_card
 from lora_sidecar.ops.timeline import window_for
 from lora_sidecar.ops.wording import Mood, headline, seconds_between
 
@@ -142,7 +143,7 @@ def _main(shown: Document, query: Query, window: str, links: Links) -> Html:
         "main",
         title,
         _not_ready(shown),
-        [_condition(held.type, held.message, held.hint) for held in shown.conditions],
+        [condition(held) for held in shown.conditions],
         [server_card(server, shown.at, window, links.to) for server in shown.servers],
         adapters(shown, query, links.to, joined(links.kept("q", "state", "server", "offset"))),
         events(shown),
@@ -163,11 +164,6 @@ def _not_ready(shown: Document) -> Html | None:
         element("p", f"and {len(lines) - 5} more: see /readyz") if len(lines) > 5 else None,  # noqa: PLR2004
         class_="note bad",
     )
-
-
-def _condition(kind: str, message: str, hint: str) -> Html:
-    said = element("p", hint, class_="hint") if hint else None
-    return element("div", element("b", kind), element("p", message), said, class_="note")
 
 
 def _foot(shown: Document) -> Html:

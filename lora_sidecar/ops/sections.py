@@ -9,32 +9,34 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from lora_sidecar.adapter_state import AdapterState
 from lora_sidecar.history import clipped
-from lora_sidecar.ops.html import Html, element, joined
-from lora_sidecar.ops.status import (
+from lora_sidecar.ops.document import (
     AdapterView,
     ConditionView,
     Document,
     EventView,
-    Query,
     RecoveryView,
     ServerView,
     SpanView,
 )
+from lora_sidecar.ops.html import Html, element, joined
+from lora_sidecar.ops.query import Query
 from lora_sidecar.ops.timeline import WINDOWS, drawn
 from lora_sidecar.ops.wording import (
-    EVENTS,
-    LEVELS,
+    CONDITIONS,
+    NAMES,
     PHASES,
     STATES,
+    Mood,
     ago,
     clock,
     duration,
+    event_mood,
     number,
     seconds_between,
     share,
 )
-from lora_sidecar.status import AdapterState
 from lora_sidecar.work import Phase
 
 Link = Callable[..., str]
@@ -72,7 +74,7 @@ def server_card(server: ServerView, now: str, window: str, link: Link) -> Html:
         title,
         element("p", element("span", server.detail, class_="mono"), class_="why") if server.detail else None,
         element("p", server.hint, class_="why soft") if server.hint else None,
-        [_condition(held) for held in server.conditions],
+        [condition(held) for held in server.conditions],
         drawn(server, now, window),
         _axis(window),
         _legend(window, link),
@@ -83,9 +85,11 @@ def server_card(server: ServerView, now: str, window: str, link: Link) -> Html:
     )
 
 
-def _condition(held: ConditionView) -> Html:
+def condition(held: ConditionView) -> Html:
+    """A condition that holds, and what to do about it."""
     hint = element("p", held.hint, class_="hint") if held.hint else None
-    return element("div", element("b", held.type), element("p", held.message), hint, class_="note")
+    mood = CONDITIONS.get(held.type, Mood.WARN)
+    return element("div", element("b", held.type), element("p", held.message), hint, class_=f"note {mood.value}")
 
 
 def _axis(window: str) -> Html:
@@ -200,7 +204,7 @@ def _adapters_title(shown: Document) -> str:
 def _filter(shown: Document, query: Query, kept: Html) -> Html | None:
     if not shown.adapters.total:
         return None
-    states = [("", "any state"), *((state.value, state.value) for state in AdapterState)]
+    states = [("", "any state"), *NAMES.items()]
     servers = [("", "any server"), *((server.name, server.name) for server in shown.servers)]
     state = query.state.value if query.state else ""
     return element(
@@ -233,18 +237,21 @@ def _table(shown: Document, *, several: bool) -> Html:
 
 
 def _row(one: AdapterView, now: str, *, several: bool) -> Html:
-    required: list[Html | str] | None = (
-        [" ", element("span", "required", class_="tag small idle")] if one.required else None
-    )
+    marks: list[Html | str] = []
+    for mark, mood in (("required", "idle"), ("proven", "good")):
+        if (mark == "required" and one.required) or (mark == "proven" and one.proven):
+            marks += [" ", element("span", mark, class_=f"tag small {mood}")]
     reason = element("span", one.reason, class_="reason") if one.reason else None
+    # What is listed and has something to say of itself is in danger.
+    mood = Mood.WARN if one.state == AdapterState.LISTED.value and one.reason else STATES[one.state]
     return element(
         "tr",
-        element("td", element("span", one.state, class_=f"tag {STATES[one.state].value}"), class_="state"),
-        element("td", element("bdi", clipped(one.name, NAME_SHOWN)), required, reason, class_="name"),
-        element("td", element("bdi", clipped(one.path, PATH_SHOWN), class_="mono"), class_="path"),
+        element("td", element("span", NAMES[one.state], class_=f"tag {mood.value}"), class_="state"),
+        element("td", element("bdi", clipped(one.name, NAME_SHOWN)), marks, reason, class_="name"),
+        element("td", element("bdi", clipped(one.path or "", PATH_SHOWN), class_="mono"), class_="path"),
         element("td", one.server, class_="server") if several else None,
-        element("td", one.origin, class_="origin"),
-        element("td", since(one.since, now), class_="since soft"),
+        element("td", one.origin or "", class_="origin"),
+        element("td", since(one.since, now) if one.since else "", class_="since soft"),
     )
 
 
@@ -297,5 +304,5 @@ def _event(one: EventView, now: str, *, several: bool) -> Html:
         when,
         element("span", one.event, class_="what"),
         element("bdi", f"{whose}{one.text}", times, class_="text"),
-        class_=EVENTS.get(one.event, LEVELS[one.level]).value,
+        class_=event_mood(one.event, one.level).value,
     )

@@ -8,171 +8,34 @@ that need attention first, every text has a limit, and what is left out is count
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Final, Literal
+from collections.abc import Callable
+from typing import Final
 
 import msgspec
-from msgspec import Struct
 
 from lora_sidecar import __version__
+from lora_sidecar.adapter_state import AdapterState, AdapterStatus, WithdrawnStatus, withdrawn_of
 from lora_sidecar.history import EVENTS_KEPT, Entry, Recovered, Span, clipped
 from lora_sidecar.log import dates
-from lora_sidecar.status import AdapterState, AdapterStatus, ServerStatus, Snapshot, not_live, not_ready
+from lora_sidecar.ops.document import (
+    VERSION,
+    AdapterPage,
+    AdapterView,
+    ConditionView,
+    Document,
+    EventView,
+    RecoveryView,
+    ServerView,
+    SpanView,
+)
+from lora_sidecar.ops.query import Query
+from lora_sidecar.status import ServerStatus, Snapshot, not_live, not_ready
 from lora_sidecar.work import Condition, Phase
 
-VERSION: Final = 1
-"""Of the document: raised when a field is removed or changes its meaning, not when one is added."""
-
-PAGE_SIZE: Final = 50
-LARGEST_PAGE: Final = 1000
 NOT_READY_SHOWN: Final = 20
 
 Date = Callable[[float], str]
-
-
-class Query(Struct, frozen=True):
-    """Which adapters are asked for: of one server, in one state, with a text in name or path; and which page."""
-
-    server: str = ""
-    state: AdapterState | None = None
-    text: str = ""
-    offset: int = 0
-    limit: int = PAGE_SIZE
-
-
-class BadQueryError(Exception):
-    """A query that cannot be understood; the message is for a person."""
-
-
-def read_query(given: Mapping[str, str]) -> Query:
-    """The query of a request's parameters `server`, `state`, `q`, `offset` and `limit`. Raises `BadQueryError`."""
-    state = given.get("state", "")
-    if state and state not in tuple(AdapterState):
-        raise BadQueryError(f"state is one of {', '.join(AdapterState)}")
-    return Query(
-        server=given.get("server", "")[:256],
-        state=AdapterState(state) if state else None,
-        text=given.get("q", "")[:256],
-        offset=_number(given, "offset", 0, 10**9, 0),
-        limit=_number(given, "limit", 1, LARGEST_PAGE, PAGE_SIZE),
-    )
-
-
-def _number(given: Mapping[str, str], name: str, least: int, most: int, default: int) -> int:
-    text = given.get(name, "")
-    if not text:
-        return default
-    if not (text.isascii() and text.isdigit() and len(text) <= 10 and least <= int(text) <= most):  # noqa: PLR2004
-        raise BadQueryError(f"{name} is a number from {least} to {most}")
-    return int(text)
-
-
-class ConditionView(Struct, frozen=True):
-    """A condition that holds."""
-
-    type: str
-    message: str
-    hint: str
-
-
-class AdapterView(Struct, frozen=True):
-    """One desired adapter."""
-
-    server: str
-    name: str
-    path: str
-    origin: str
-    required: bool
-    priority: int
-    state: str
-    reason: str
-    since: str
-
-
-class SpanView(Struct, frozen=True):
-    """A life of the server (phase up) or an absence of it; `ended` is null while it lasts."""
-
-    phase: str
-    incarnation: int
-    began: str
-    ended: str | None
-    seconds: float
-    reason: str
-
-
-class RecoveryView(Struct, frozen=True):
-    """A way back; `ended`, `restored` and `failed` are null while it lasts, `outage_seconds` where there was none."""
-
-    began: str
-    ended: str | None
-    seconds: float
-    lost: int
-    restored: int | None
-    failed: int | None
-    outage_seconds: float | None
-
-
-class ServerView(Struct, frozen=True):
-    """One server; `adapters` counts its desired adapters by state."""
-
-    name: str
-    phase: str
-    since: str
-    reason: str
-    detail: str
-    hint: str
-    incarnation: int
-    last_good: str | None
-    heartbeats: int
-    heartbeat_ended: str | None
-    heartbeat_seconds: float
-    verdict: str
-    checkpoint_generation: int
-    adapters: Mapping[str, int]
-    conditions: tuple[ConditionView, ...]
-    timeline: tuple[SpanView, ...]
-    recoveries: tuple[RecoveryView, ...]
-
-
-class AdapterPage(Struct, frozen=True):
-    """The adapters asked for: `total` are desired, `matching` of them match, `items` are this page."""
-
-    total: int
-    matching: int
-    offset: int
-    limit: int
-    items: tuple[AdapterView, ...]
-
-
-class EventView(Struct, frozen=True):
-    """An event, or `count` of them of which this is the newest; `server` is "" for the process itself."""
-
-    at: str
-    level: str
-    event: str
-    server: str
-    text: str
-    count: int
-
-
-class Document(Struct, frozen=True):
-    """What `/status` answers."""
-
-    format: Literal["lora-sidecar/status"]
-    version: int
-    at: str
-    revision: int
-    sidecar_version: str
-    started: str
-    ready: bool
-    live: bool
-    not_ready: tuple[str, ...]
-    not_live: tuple[str, ...]
-    config_generation: int
-    conditions: tuple[ConditionView, ...]
-    servers: tuple[ServerView, ...]
-    adapters: AdapterPage
-    events: tuple[EventView, ...]
+Shown = AdapterStatus | WithdrawnStatus
 
 
 def document(snapshot: Snapshot, query: Query) -> Document:
@@ -219,6 +82,7 @@ def _server(status: ServerStatus, date: Date, now: float) -> ServerView:
     server = status.work.server
     up = server.phase is Phase.UP
     counts = Counter(one.state for one in status.adapters)
+    counts[AdapterState.WITHDRAWN] = len(status.desired.withdrawn)
     return ServerView(
         name=status.name,
         phase=server.phase.value,
@@ -226,6 +90,7 @@ def _server(status: ServerStatus, date: Date, now: float) -> ServerView:
         reason="" if up or server.reason is None else server.reason.value,
         detail="" if up else clipped(server.detail),
         hint="" if up else server.hint,
+        failing=status.failing,
         incarnation=status.desired.incarnation.number,
         last_good=None if server.last_good is None else date(server.last_good),
         heartbeats=status.beats,
@@ -272,48 +137,87 @@ def _under_way(status: ServerStatus, date: Date, now: float) -> tuple[RecoveryVi
     return (RecoveryView(date(recovery.up_at), None, seconds, len(recovery.lost), None, None, None),)
 
 
+def everything(status: ServerStatus) -> tuple[Shown, ...]:
+    """Every adapter of a server, desired or withdrawn."""
+    return (*status.adapters, *withdrawn_of(status.desired))
+
+
 def _adapters(snapshot: Snapshot, query: Query, date: Date) -> AdapterPage:
     total = 0
-    matching: list[tuple[str, AdapterStatus]] = []
+    matching: list[tuple[str, Shown]] = []
     text = query.text.casefold()
     for status in snapshot.servers:
-        total += len(status.adapters)
+        known = everything(status)
+        total += len(known)
         if query.server not in ("", status.name):
             continue
-        for one in status.adapters:
-            if query.state is not None and one.state is not query.state:
+        for one in known:
+            if query.state is not None and _state(one) is not query.state:
                 continue
-            if text and text not in one.adapter.name.casefold() and text not in one.adapter.path.casefold():
+            if text and not any(text in said.casefold() for said in _searched(one)):
                 continue
             matching.append((status.name, one))
     # Stable: within a rank they stay by server and name.
     matching.sort(key=_rank)
     chosen = matching[query.offset : query.offset + query.limit]
-    items = tuple(_adapter(server, one, date) for server, one in chosen)
+    items = tuple(adapter_view(server, one, date) for server, one in chosen)
     return AdapterPage(total, len(matching), query.offset, query.limit, items)
 
 
-_FINE: Final = frozenset({AdapterState.LISTED, AdapterState.UNKNOWN})
+_FINE: Final = frozenset({AdapterState.LISTED, AdapterState.EVICTED, AdapterState.UNKNOWN})
 
 
-def _rank(pair: tuple[str, AdapterStatus]) -> int:
-    one = pair[1]
-    return 2 * (one.state in _FINE) + (not one.adapter.required)
+def _rank(pair: tuple[str, Shown]) -> int:
+    match pair[1]:
+        case AdapterStatus() as one:
+            threatened = one.state is AdapterState.LISTED and bool(one.reason)
+            return 2 * (one.state in _FINE and not threatened) + (not one.adapter.required)
+        case WithdrawnStatus():
+            return _LAST
 
 
-def _adapter(server: str, one: AdapterStatus, date: Date) -> AdapterView:
-    adapter = one.adapter
-    return AdapterView(
-        server=server,
-        name=_encodable(adapter.name),
-        path=_encodable(adapter.path),
-        origin=adapter.origin.value,
-        required=adapter.required,
-        priority=adapter.priority,
-        state=one.state.value,
-        reason=clipped(one.reason),
-        since=date(one.since),
-    )
+_LAST: Final = 4
+
+
+def _state(one: Shown) -> AdapterState:
+    return one.state if isinstance(one, AdapterStatus) else AdapterState.WITHDRAWN
+
+
+def _searched(one: Shown) -> tuple[str, ...]:
+    adapter = one.adapter if isinstance(one, AdapterStatus) else one.declared
+    name = one.name if isinstance(one, WithdrawnStatus) else one.adapter.name
+    return (name,) if adapter is None else (name, adapter.path)
+
+
+def adapter_view(server: str, one: Shown, date: Date) -> AdapterView:
+    """One adapter as it is shown everywhere."""
+    match one:
+        case AdapterStatus(adapter, state, reason, since, proven):
+            return AdapterView(
+                server=server,
+                name=_encodable(adapter.name),
+                path=_encodable(adapter.path),
+                origin=adapter.origin.value,
+                required=adapter.required,
+                priority=adapter.priority,
+                state=state.value,
+                reason=clipped(reason),
+                since=date(since),
+                proven=proven,
+            )
+        case WithdrawnStatus(name, declared, reason):
+            return AdapterView(
+                server=server,
+                name=_encodable(name),
+                path=None if declared is None else _encodable(declared.path),
+                origin=None if declared is None else declared.origin.value,
+                required=False,
+                priority=0,
+                state=AdapterState.WITHDRAWN.value,
+                reason=reason,
+                since=None,
+                proven=False,
+            )
 
 
 def _encodable(text: str) -> str:

@@ -12,8 +12,9 @@ from typing import Final
 
 from msgspec import Struct
 
+from lora_sidecar.ops.document import ServerView
 from lora_sidecar.ops.html import Html, element
-from lora_sidecar.ops.status import BadQueryError, ServerView
+from lora_sidecar.ops.query import BadQueryError
 from lora_sidecar.ops.wording import clock, duration, seconds_between
 from lora_sidecar.work import Phase
 

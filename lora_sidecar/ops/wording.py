@@ -12,10 +12,10 @@ from typing import Final
 
 from msgspec import Struct
 
+from lora_sidecar.adapter_state import AdapterState
 from lora_sidecar.events import Event
-from lora_sidecar.ops.status import Document, ServerView
-from lora_sidecar.status import AdapterState
-from lora_sidecar.work import Phase
+from lora_sidecar.ops.document import Document, ServerView
+from lora_sidecar.work import ConditionType, Phase
 
 
 class Mood(StrEnum):
@@ -37,6 +37,8 @@ PHASES: Final = {
 
 STATES: Final = {
     AdapterState.LISTED.value: Mood.GOOD,
+    AdapterState.DEAD.value: Mood.BAD,
+    AdapterState.NOT_APPLIED.value: Mood.WARN,
     AdapterState.REPLACED.value: Mood.WARN,
     AdapterState.EVICTED.value: Mood.IDLE,
     AdapterState.MISSING.value: Mood.BUSY,
@@ -44,8 +46,21 @@ STATES: Final = {
     AdapterState.PARKED.value: Mood.BAD,
     AdapterState.QUARANTINED.value: Mood.BAD,
     AdapterState.HELD.value: Mood.WARN,
+    AdapterState.WITHDRAWN.value: Mood.IDLE,
     AdapterState.UNKNOWN.value: Mood.IDLE,
 }
+
+NAMES: Final = {state.value: state.value.replace("_", " ") for state in AdapterState}
+"""The states in words."""
+
+CONDITIONS: Final = {
+    ConditionType.SERVER_WEDGED.value: Mood.BAD,
+    ConditionType.SERVER_HUNG.value: Mood.BAD,
+    ConditionType.ADAPTER_DEAD.value: Mood.BAD,
+    ConditionType.PAUSED.value: Mood.IDLE,
+    ConditionType.ENGINE_ASLEEP.value: Mood.IDLE,
+}
+"""How bad a condition is, where it is not a warning."""
 
 LEVELS: Final = {"debug": Mood.IDLE, "info": Mood.IDLE, "warning": Mood.WARN, "error": Mood.BAD}
 
@@ -69,6 +84,22 @@ _NOT_UP: Final = (
 )
 
 
+_AILING: Final = (
+    (ConditionType.SERVER_WEDGED, "is wedged: its container should be ended"),
+    (ConditionType.SERVER_HUNG, "hangs: its container should be ended"),
+)
+
+
+LISTED: Final = (AdapterState.LISTED, AdapterState.DEAD, AdapterState.NOT_APPLIED)
+"""The states of adapters that are listed as they should be."""
+
+
+def event_mood(event: str, level: str) -> Mood:
+    """What an event means; good news that is told as a warning, a recovery that left something behind, is none."""
+    own, told = EVENTS.get(event), LEVELS[level]
+    return told if own is None or (own is Mood.GOOD and told is not Mood.IDLE) else own
+
+
 class Headline(Struct, frozen=True):
     """The state of everything in one sentence, and a second one that may be empty."""
 
@@ -81,6 +112,10 @@ def headline(shown: Document) -> Headline:
     """The sentence that a person reads first: about what is worst."""
     if not shown.live:
         return Headline(Mood.BAD, "Heartbeats do not come to their end", shown.not_live[0])
+    for condition, words in _AILING:
+        ailing = [server for server in shown.servers if any(held.type == condition for held in server.conditions)]
+        if ailing:
+            return Headline(Mood.BAD, f"{ailing[0].name} {words}", ailing[0].failing)
     for phase, one, several in _NOT_UP:
         found = [server for server in shown.servers if server.phase == phase.value]
         if found:
@@ -91,13 +126,21 @@ def headline(shown: Document) -> Headline:
 
 def _of_adapters(shown: Document) -> Headline:
     counts = {state: sum(server.adapters[state.value] for server in shown.servers) for state in AdapterState}
-    total = shown.adapters.total
+    total = sum(counts.values()) - counts[AdapterState.WITHDRAWN]
+    useless = counts[AdapterState.DEAD] + counts[AdapterState.NOT_APPLIED]
     failing = sum(counts[state] for state in (AdapterState.PARKED, AdapterState.QUARANTINED, AdapterState.BACKOFF))
     if failing:
         cannot = "is" if failing == 1 else "are"
         return Headline(
             Mood.BAD if not shown.ready else Mood.WARN, f"{number(failing, 'adapter')} {cannot} failing to load"
         )
+    if useless:
+        verbs = "is listed and does" if useless == 1 else "are listed and do"
+        mood = Mood.BAD if counts[AdapterState.DEAD] else Mood.WARN
+        return Headline(mood, f"{number(useless, 'adapter')} {verbs} not work")
+    paused = [held for server in shown.servers for held in server.conditions if held.type == ConditionType.PAUSED]
+    if paused:
+        return Headline(Mood.WARN, "Loads and unloads are paused", paused[0].message)
     if counts[AdapterState.HELD]:
         waiting = "is" if counts[AdapterState.HELD] == 1 else "are"
         return Headline(Mood.WARN, f"{number(counts[AdapterState.HELD], 'adapter')} {waiting} held back")
@@ -118,7 +161,8 @@ def _of_adapters(shown: Document) -> Headline:
 
 def share(server: ServerView) -> tuple[int, int]:
     """How many of a server's desired adapters are listed, and how many there are."""
-    return server.adapters[AdapterState.LISTED.value], sum(server.adapters.values())
+    desired = sum(server.adapters.values()) - server.adapters[AdapterState.WITHDRAWN.value]
+    return sum(server.adapters[state.value] for state in LISTED), desired
 
 
 def number(count: int, one: str, several: str = "") -> str:

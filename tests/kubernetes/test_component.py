@@ -27,14 +27,17 @@ def _workload(kind: str, pod: Resource, labels: dict[str, str] = LABEL, name: st
     return {"apiVersion": "apps/v1", "kind": kind, "metadata": metadata, "spec": spec}
 
 
-def _kustomization(folder: Path, *resources: Resource, component: str = "sidecar", **more: Any) -> Path:
+def _kustomization(
+    folder: Path, *resources: Resource, component: str = "sidecar", besides: tuple[str, ...] = (), **more: Any
+) -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "all.yaml").write_text(yaml.safe_dump_all(resources))
+    components = [os.path.relpath(MANIFESTS / name, folder.resolve()) for name in (component, *besides)]
     text = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "resources": ["all.yaml"],
-        "components": [os.path.relpath(MANIFESTS / component, folder.resolve())],
+        "components": components,
     }
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(text | more))
     return folder
@@ -179,3 +182,31 @@ def test_a_leader_without_a_template_of_its_own(tmp_path: Path) -> None:
     del workload["spec"]["leaderWorkerTemplate"]["leaderTemplate"]
 
     assert "leaderTemplate" in refusal(_kustomization(tmp_path, workload))
+
+
+STARTUP = {"httpGet": {"path": "/health", "port": 8000}, "periodSeconds": 10, "failureThreshold": 180}
+
+
+@pytest.mark.parametrize("component", ["sidecar", "container"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_probe_that_ends_a_wedged_server(tmp_path: Path, kind: str, component: str) -> None:
+    """The server's container gets the probe of docs/server-health.md in the place of its own, and keeps the rest."""
+    container = {"name": "main", "image": "vllm", "startupProbe": STARTUP, "livenessProbe": STARTUP}
+    workload = _workload(kind, {"containers": [container, {"name": "other", "image": "other"}]})
+
+    resources = render(_kustomization(tmp_path, workload, component=component, besides=("server-liveness",)))
+
+    validate(of_kind(resources, kind), VERSIONS[0])
+    (pod,) = pods(resources)
+    document = (Path(__file__).parents[2] / "docs/server-health.md").read_text()
+    block = next(block for block in document.split("```yaml\n")[1:] if "serverz" in block).split("```")[0]
+    assert pod["containers"][0] == container | {"livenessProbe": yaml.safe_load(block)["livenessProbe"]}
+    assert "livenessProbe" not in named(pod["containers"], "other")
+    sidecar = named(pod["initContainers" if "initContainers" in pod else "containers"], "lora-sidecar")
+    assert sidecar["livenessProbe"]["httpGet"]["path"] == "/livez"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_probe_without_time_to_start(tmp_path: Path, kind: str) -> None:
+    """A container without a startupProbe is refused: it would be ended for starting."""
+    assert "startupProbe" in refusal(_kustomization(tmp_path, _workload(kind, POD), besides=("server-liveness",)))

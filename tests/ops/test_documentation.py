@@ -13,11 +13,12 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from lora_sidecar.adapter_state import AdapterState
 from lora_sidecar.events import Event
 from lora_sidecar.model import FailureKind
+from lora_sidecar.ops.document import AdapterPage, AdapterView, Document, EventView, RecoveryView, ServerView, SpanView
 from lora_sidecar.ops.metrics import ADAPTER_SERIES, Metrics
-from lora_sidecar.ops.status import AdapterPage, AdapterView, Document, EventView, RecoveryView, ServerView, SpanView
-from lora_sidecar.status import AdapterState, Board
+from lora_sidecar.status import Board
 from lora_sidecar.work import ConditionType, Phase, Verdict
 
 _ROOT = Path(__file__).parents[2]

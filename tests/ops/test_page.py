@@ -10,11 +10,15 @@ from typing import Any
 
 import pytest
 
+from lora_sidecar.adapter_state import AdapterState
 from lora_sidecar.ops.html import element
 from lora_sidecar.ops.page import HEADERS, page
-from lora_sidecar.ops.status import Query, document
-from lora_sidecar.status import AdapterState, Board
-from lora_sidecar.work import Phase
+from lora_sidecar.ops.query import Query
+from lora_sidecar.ops.status import document
+from lora_sidecar.ops.wording import Headline, Mood, event_mood, headline
+from lora_sidecar.status import Board
+from lora_sidecar.verification import Trial
+from lora_sidecar.work import Condition, ConditionType, Phase
 from tests.support.snapshots import HOSTILE, a_board, a_status
 
 
@@ -45,6 +49,43 @@ def _read(text: str) -> _Reader:
     reader.feed(text)
     reader.close()
     return reader
+
+
+def test_good_news_that_left_something_behind_is_a_warning() -> None:
+    """A recovery is green where everything came back, and not where something failed."""
+    assert event_mood("recovery.completed", "info") is Mood.GOOD
+    assert event_mood("recovery.completed", "warning") is Mood.WARN
+    assert event_mood("server.down", "warning") is Mood.BAD
+    assert event_mood("adapter.adopted", "info") is Mood.IDLE
+
+
+def _headline(**status: Any) -> Headline:
+    return headline(document(a_board(**status).snapshot(52.0, 30.0), Query()))
+
+
+def test_headline_is_about_what_is_worst() -> None:
+    """A wedged server before one that is down, adapters that do not work before a pause, and it before what waits."""
+    wedged = Condition(ConditionType.SERVER_WEDGED, "it refuses connections")
+    paused = Condition(ConditionType.PAUSED, "nothing is loaded or unloaded: maintenance")
+    all_of_it: dict[str, Any] = {"adapters": ("a", "b"), "listed": ("a",), "conditions": (paused,)}
+    assert _headline(**all_of_it, phase=Phase.DOWN).text == "vllm is down"
+    found = _headline(**{**all_of_it, "conditions": (paused, wedged)}, phase=Phase.DOWN)
+    assert (found.mood, found.text) == (Mood.BAD, "vllm is wedged: its container should be ended")
+    dead = {"a": Trial("/adapters/a", dead=2, why="timeout")}
+    assert _headline(**all_of_it, trials=dead).text == "1 adapter is listed and does not work"
+    assert _headline(**all_of_it).detail == "nothing is loaded or unloaded: maintenance"
+    assert _headline(adapters=("a",), listed=("a",), withdrawn=("b",)).text == "The adapter is listed"
+
+
+def test_what_is_withdrawn_dead_or_in_danger_is_on_the_page() -> None:
+    """Each with its state, its reason and its mark, in the same words as in the document."""
+    dead = {"a": Trial("/adapters/a", dead=2, why="timeout"), "b": Trial("/adapters/b", probes=1)}
+    text = _shown(a_board(adapters=("a", "b"), listed=("a", "b"), trials=dead, withdrawn=("gone",)))
+    assert '<span class="tag bad">dead</span>' in text
+    assert "it gives no answer while the base model does: timeout" in text
+    assert '<span class="tag small good">proven</span>' in text
+    assert '<span class="tag idle">withdrawn</span>' in text
+    assert "unloaded by request" in text
 
 
 def test_hostile_texts_add_no_element_and_no_attribute() -> None:

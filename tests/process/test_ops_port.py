@@ -172,18 +172,18 @@ async def test_heartbeat_that_hangs(
     await sidecar.start(
         prelude="""
 import asyncio, signal
-from lora_sidecar.engines.vllm import Vllm
-observe = Vllm.observe
+from lora_sidecar.keeper import Keeper
+keep = Keeper.keep
 hung = False
-async def hanging(self, trusted):
+async def hanging(self, desired, **more):
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, toggle)
     while hung:
         await asyncio.sleep(0.05)
-    return await observe(self, trusted)
+    return await keep(self, desired, **more)
 def toggle():
     global hung
     hung = not hung
-Vllm.observe = hanging
+Keeper.keep = hanging
 """
     )
     await sidecar.event("restore.completed")
@@ -202,10 +202,10 @@ async def test_first_heartbeat_that_hangs(new_sidecar: NewSidecar, vllm: Running
     await sidecar.start(
         prelude="""
 import asyncio
-from lora_sidecar.engines.vllm import Vllm
-async def hanging(self, trusted):
+from lora_sidecar.keeper import Keeper
+async def hanging(self, desired, **more):
     await asyncio.Event().wait()
-Vllm.observe = hanging
+Keeper.keep = hanging
 """
     )
     assert (await sidecar.get("/livez")).status == 200

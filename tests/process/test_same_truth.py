@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import re
 from datetime import UTC, datetime
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -12,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from lora_sidecar.console import table
 from tests.process.conftest import NewSidecar
+from tests.support.adapters import write_adapter
 from tests.support.http_client import Api
 from tests.support.servers import RunningServer
 from tests.support.sidecar import Sidecar, eventually
@@ -167,6 +170,47 @@ async def test_all_faces_agree_through_an_outage(
     assert float(samples["lora_sidecar_outage_duration_seconds_count"]) == 1
     assert float(samples["lora_sidecar_server_incarnation"]) == told["servers"][0]["incarnation"]
     assert float(samples["lora_sidecar_checkpoint_generation"]) == told["servers"][0]["checkpoint_generation"]
+
+
+async def test_all_faces_give_one_reason(
+    new_sidecar: NewSidecar, vllm: RunningServer, session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    """Parked before it was sent, withdrawn, held by a pause: each face has state and reason in the same words."""
+    good = write_adapter(tmp_path / "good", layers=1)
+    bad = write_adapter(tmp_path / "bad", layers=1, use_dora=True)
+    declared = [{"name": "good", "path": str(good)}, {"name": "bad", "path": str(bad)}]
+    sidecar = new_sidecar(vllm.url, declared)
+    await sidecar.start()
+    await sidecar.event("restore.succeeded", adapter="good")
+    control = Api(session, await sidecar.control_url())
+
+    async def agreed(name: str, state: str, reason: str) -> None:
+        async def look() -> bool:
+            items = (await sidecar.get("/status")).json()["adapters"]["items"]
+            one = next(item for item in items if item["name"] == name)
+            if one["state"] != state or reason not in one["reason"]:
+                return False
+            page = await sidecar.get("/")
+            readiness = await sidecar.get("/readyz?verbose")
+            shown = (await control.get("/v1/adapters")).json()
+            told = next(item for item in shown["adapters"] if item["name"] == name)
+            assert {**told, "since": None} == {**one, "since": None}  # a date is right to some milliseconds
+            line = next(line for line in table(shown, datetime.now(UTC), None).splitlines() if line.split()[0] == name)
+            assert line.endswith(one["reason"])
+            assert f">{state}</span>" in page.text
+            assert html.escape(one["reason"]) in page.text
+            found = re.search(rf"^adapter {name} \([^)]*\): (.*)$", readiness.text, re.MULTILINE)
+            assert found is not None
+            assert found[1] == f"{state}: {one['reason']}"
+            return True
+
+        await eventually(look, f"{name} is {state}: {reason}")
+
+    await agreed("bad", "parked", "preflight, not sent: ")
+    await control.ask("POST", "/v1/unload_lora_adapter", body={"lora_name": "good"})
+    await agreed("good", "withdrawn", "unloaded by request")
+    await control.ask("POST", "/v1/pause", body={"reason": "<b>maintenance</b>"})
+    await agreed("bad", "held", "paused: <b>maintenance</b>")
 
 
 async def test_unchanged_page_costs_nothing(sidecar: Sidecar) -> None:

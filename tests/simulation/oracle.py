@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from lora_sidecar.adapter_state import AdapterState
 from lora_sidecar.checkpoint import Loaded
 from lora_sidecar.codec import Checkpoint, decode
 from lora_sidecar.desired import same_path
 from lora_sidecar.events import Event, Fact
 from lora_sidecar.lineage import Evidence
 from lora_sidecar.model import Adapter, Desired, Failure, FailureKind, Observed, Origin, Result, Withheld
-from lora_sidecar.status import AdapterState, ServerStatus, adapters_of
+from lora_sidecar.status import ServerStatus, adapters_of
 from lora_sidecar.work import ConditionType, Phase, Plan, Verdict
 from tests.simulation.server import Life, Told
 

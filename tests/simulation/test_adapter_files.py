@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from lora_sidecar import preflight
+from lora_sidecar.adapter_state import AdapterState
 from lora_sidecar.demo.fake_vllm import FakeConfig, canned
 from lora_sidecar.events import Event
-from lora_sidecar.status import AdapterState, adapters_of
+from lora_sidecar.intents import Load
+from lora_sidecar.status import adapters_of
 from lora_sidecar.work import ConditionType, Phase
 from tests.simulation.conftest import LOAD, Pod, PodMaker
 from tests.support.adapters import WEIGHTS, write_adapter
@@ -215,6 +217,38 @@ async def test_changed_files_end_a_quarantine(make_pod: PodMaker, tmp_path: Path
         pod.server.engine.deadly = frozenset()
         write_adapter(folder, layers=1, seed=1)
         await pod.until_listed("a", within=15)
+
+
+async def test_what_was_seen_of_files_is_forgotten_when_nobody_looks_any_more(
+    make_pod: PodMaker, tmp_path: Path
+) -> None:
+    """With preflight switched off, a folder that was gone holds nobody back: the server is asked."""
+    paths = {name: write_adapter(tmp_path / "adapters" / name, layers=1) for name in ("a", "b")}
+    gone = "policy: {on_files_gone: unload}"
+    async with make_pod(declaring(**paths), gone, SLOW) as pod:
+        await pod.until_listed("a", "b")
+        await asyncio.sleep(10)
+        shutil.rmtree(paths["a"])
+        await pod.until_listed("b")
+        pod._settings = f"{gone}\npreflight: {{enabled: false}}"
+        pod.reconfigure(declaring(**paths))
+        await pod.until_listed("a", "b")
+
+
+async def test_a_request_for_what_is_held_back_is_answered_with_the_reason(make_pod: PodMaker, tmp_path: Path) -> None:
+    """It is remembered, and nobody waits for as long as a load may take."""
+    paths = {name: write_adapter(tmp_path / "adapters" / name, layers=1) for name in ("a", "b")}
+    async with make_pod("", "policy: {on_files_gone: unload}", SLOW) as pod:
+        for name, path in paths.items():
+            assert (await pod.watch.desk.submit(Load(name, str(path)), 60.0)).status == 200
+        await asyncio.sleep(10)
+        shutil.rmtree(paths["a"])
+        await pod.until_listed("b")
+        began = pod.now
+        answer = await pod.watch.desk.submit(Load("a", str(paths["a"])), 300.0)
+        assert answer.status == 202
+        assert f"not yet: {paths['a']} is gone" in answer.message
+        assert pod.now - began < 1.0
 
 
 async def test_a_mended_config_ends_the_wait_of_what_it_refused(make_pod: PodMaker, tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ import asyncio
 
 import pytest
 
+from lora_sidecar.adapter_state import AdapterState
 from lora_sidecar.demo.fake_vllm import FakeConfig
 from lora_sidecar.events import Event
-from lora_sidecar.status import AdapterState, adapters_of
+from lora_sidecar.status import adapters_of
 from lora_sidecar.work import ConditionType, Phase
 from tests.simulation.conftest import Pod, PodMaker
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from lora_sidecar.adapter_state import AdapterState
 from lora_sidecar.checkpoint import read_file
 from lora_sidecar.codec import Checkpoint, decode
 from lora_sidecar.demo.fake_vllm import FakeConfig, canned, hang
 from lora_sidecar.events import Event
 from lora_sidecar.intents import Answer, Intent, Load, Pause, Resume, Unload
 from lora_sidecar.model import Desired, Origin
-from lora_sidecar.status import AdapterState
 from lora_sidecar.work import ConditionType, Phase
 from tests.simulation.conftest import LOAD, UNLOAD, Pod, PodMaker
 

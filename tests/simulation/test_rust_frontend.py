@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from lora_sidecar.adapter_state import AdapterState
 from lora_sidecar.demo.fake_vllm import FakeConfig
 from lora_sidecar.events import Event
 from lora_sidecar.model import Origin
-from lora_sidecar.status import AdapterState, adapters_of
+from lora_sidecar.status import adapters_of
 from lora_sidecar.work import ConditionType
 from tests.simulation.conftest import Pod, PodMaker
 from tests.support.adapters import SMALL, write_adapter

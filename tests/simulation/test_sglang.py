@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
+from lora_sidecar.adapter_state import AdapterState
 from lora_sidecar.config import Config, parse
 from lora_sidecar.demo.fake_overrides import canned
 from lora_sidecar.demo.fake_sglang import FakeSglang, SglangConfig
 from lora_sidecar.events import Event
-from lora_sidecar.status import AdapterState, adapters_of, unready
+from lora_sidecar.status import adapters_of, unready
 from lora_sidecar.work import ConditionType, Phase
 from tests.simulation.conftest import Pod
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from lora_sidecar.demo.fake_vllm import FakeConfig
+from lora_sidecar.demo.fake_vllm import Answer, FakeConfig
 from lora_sidecar.events import Event
 from lora_sidecar.work import Phase
 from tests.simulation.conftest import Pod, PodMaker
@@ -35,6 +35,19 @@ def probes(pod: Pod) -> list[str]:
 async def proven(pod: Pod, count: int = 1) -> None:
     """Wait until everything listed was decided so many times."""
     await pod.until(lambda: len(pod.of(Event.VERIFICATION_COMPLETED)) >= count, 120)
+
+
+def dies_of(pod: Pod, name: str) -> Answer:
+    """Completions of a server whose engine dies when one adapter is asked."""
+
+    async def deadly(request: web.Request) -> web.StreamResponse:
+        if (await request.json())["model"] == name:
+            pod.server.engine.die()
+            return web.json_response({"error": {"message": "EngineCore encountered an issue."}}, status=500)
+        answer: web.StreamResponse = await pod.server.routes._complete(request)
+        return answer
+
+    return deadly
 
 
 async def test_nothing_is_asked_of_the_engine_unless_it_is_wanted(make_pod: PodMaker) -> None:
@@ -168,17 +181,9 @@ async def test_an_adapter_whose_files_are_spoilt_is_not_asked_for(make_pod: PodM
 @pytest.mark.parametrize("also_the_sidecar", [False, True])
 async def test_a_probe_that_kills_the_server_is_no_crash_loop(make_pod: PodMaker, *, also_the_sidecar: bool) -> None:
     """An adapter that is loaded well and kills the engine when it is asked is held back after the second death."""
-
-    async def deadly(request: web.Request) -> web.StreamResponse:
-        if (await request.json())["model"] == "two":
-            pod.server.engine.die()
-            return web.json_response({"error": {"message": "EngineCore encountered an issue."}}, status=500)
-        answer: web.StreamResponse = await pod.server.routes._complete(request)
-        return answer
-
     async with make_pod(TWO, PROBE) as pod:
         for _ in range(2):
-            pod.server.override(*COMPLETE, deadly, times=None)
+            pod.server.override(*COMPLETE, dies_of(pod, "two"), times=None)
             await pod.server.engine.death()
             await pod.until(lambda: pod.status.work.server.phase is Phase.DOWN, 10)
             await pod.server.kill()
@@ -187,7 +192,7 @@ async def test_a_probe_that_kills_the_server_is_no_crash_loop(make_pod: PodMaker
                 await pod.start()
             await asyncio.sleep(10)
             await pod.server.start()
-        pod.server.override(*COMPLETE, deadly, times=None)
+        pod.server.override(*COMPLETE, dies_of(pod, "two"), times=None)
         await pod.until(lambda: "AdapterQuarantined" in conditions(pod), 60)
         await asyncio.sleep(1200)
         assert not pod.server.engine.dead
@@ -213,3 +218,20 @@ async def test_a_probe_that_fails_under_a_living_server_accuses_nobody(make_pod:
         await pod.until_listed("one", "two")
         await asyncio.sleep(10)
         assert pod.status.desired.suspects == {}
+
+
+async def test_a_probe_of_a_former_path_that_kills_the_server_accuses_nobody(make_pod: PodMaker) -> None:
+    """What is listed from elsewhere than the config says is not what will be loaded after the death."""
+    async with make_pod("", f"{PROBE}\npolicy: {{replace: never}}") as pod:
+        await pod.until(lambda: pod.status.beats > 0, 10)
+        await pod.somebody_loads("two", "/adapters/former")
+        pod.reconfigure(TWO)
+        pod.server.override(*COMPLETE, dies_of(pod, "two"), times=None)
+        await pod.server.engine.death()
+        await pod.until(lambda: pod.status.work.server.phase is Phase.DOWN, 10)
+        await pod.server.kill()
+        pod.server.behave()
+        await pod.server.start()
+        await pod.until_listed("one", "two")
+        assert pod.status.desired.suspects == {}
+        assert pod.of(Event.RESTORE_SUSPECTED) == []

@@ -17,6 +17,7 @@ from lora_sidecar.model import (
     Desired,
     Failure,
     FailureKind,
+    Files,
     Incarnation,
     Listed,
     Observation,
@@ -27,11 +28,12 @@ from lora_sidecar.model import (
     Result,
     Retired,
     Unknown,
+    Unloaded,
 )
 from lora_sidecar.policy import Policy
 from lora_sidecar.reconcile import reconcile
 from lora_sidecar.replacement import Rule
-from lora_sidecar.work import Condition, ConditionType, Plan, ServerState, Verdict, Work
+from lora_sidecar.work import Around, Condition, ConditionType, Plan, ServerState, Verdict, Work
 
 BASE = BaseModel("base", "/models/base")
 BORN = 100.0
@@ -49,6 +51,7 @@ def rules(
     backoff: BackoffConfig | None = None,
     heartbeat: HeartbeatConfig | None = None,
     retire: Rule | None = None,
+    unload_gone: bool = False,
 ) -> Policy:
     """A policy; the defaults are those of the config, but that no loaded adapter is replaced."""
     return Policy(
@@ -56,6 +59,7 @@ def rules(
         forget,
         backoff or BackoffConfig(),
         heartbeat or HeartbeatConfig(),
+        unload_gone=unload_gone,
         retire=retire or Rule(),
     )
 
@@ -108,7 +112,9 @@ class World:
         self.facts: list[Fact] = []
         self.plan = Plan(known, self.work, Verdict.UNKNOWN)
         self._outcomes: list[Outcome] = []
-        self._retired: list[Retired] = []
+        self._unloaded: list[Retired | Unloaded] = []
+        self.files: dict[str, Files] = {}
+        self.under_way: tuple[Adapter, ...] = ()
 
     def see(self, *listed: str | Listed, after: float = BEAT, **fields: Any) -> Plan:
         """A heartbeat with a good listing, `after` seconds after the last one."""
@@ -124,25 +130,47 @@ class World:
         """One heartbeat with any observation."""
         outcomes, self._outcomes = tuple(self._outcomes), []
         clock = Clock(self.now, self.jitter)
-        retired, self._retired = tuple(self._retired), []
+        unloaded, self._unloaded = tuple(self._unloaded), []
+        around = Around(self.under_way, dict(self.files))
         self.plan = reconcile(
-            self.desired, seen, self.work, self.policy, outcomes=outcomes, clock=clock, unloaded=retired
+            self.desired,
+            seen,
+            self.work,
+            self.policy,
+            outcomes=outcomes,
+            clock=clock,
+            unloaded=unloaded,
+            around=around,
         )
         self.desired, self.work = self.plan.desired, self.plan.work
         self.facts += self.plan.facts
         return self.plan
 
     def ended(
-        self, name: str, result: Result | None = None, *, late: float = 1.0, incarnation: int | None = None
+        self,
+        name: str,
+        result: Result | None = None,
+        *,
+        late: float = 1.0,
+        incarnation: int | None = None,
+        path: str | None = None,
     ) -> None:
-        """A load of the newest plan ended `late` seconds after the last heartbeat; well, unless `result` is given."""
+        """A load of the newest plan ended `late` seconds after the last heartbeat; well, unless `result` is given.
+
+        It was a load from `path`, or else from where the adapter is desired now.
+        """
         number = self.desired.incarnation.number if incarnation is None else incarnation
         one = self.desired.adapters.get(name) or adapter(name)
+        one = one if path is None else replace(one, path=path)
         self._outcomes.append(Outcome(one, number, result or Accepted(), self.now + late, late))
 
-    def unloaded(self, name: str, result: Accepted | Failure | None = None) -> None:
+    def retired(self, name: str, result: Accepted | Failure | None = None) -> None:
         """A retirement of the newest plan ended a second after the last heartbeat; well, unless `result` is given."""
-        self._retired.append(Retired(name, self.desired.incarnation.number, result or Accepted(), self.now + 1.0))
+        self._unloaded.append(Retired(name, self.desired.incarnation.number, result or Accepted(), self.now + 1.0))
+
+    def unloaded(self, name: str, result: Accepted | Failure | None = None) -> None:
+        """An unload of the newest plan ended a second after the last heartbeat; well, unless `result` is given."""
+        self._unloaded.append(Unloaded(name, self.desired.incarnation.number, result or Accepted(), self.now + 1.0))
 
     def restart_ourselves(self) -> None:
         """Our own process dies and comes back: only what is durable is left."""

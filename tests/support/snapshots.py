@@ -6,9 +6,21 @@ from collections.abc import Iterable
 from typing import Any
 
 from lora_sidecar.events import Event, info, warning
-from lora_sidecar.model import Adapter, BaseModel, Desired, Failure, FailureKind, Incarnation, Listed, Observed, Origin
+from lora_sidecar.model import (
+    Adapter,
+    BaseModel,
+    Desired,
+    Failure,
+    FailureKind,
+    Incarnation,
+    Listed,
+    Observed,
+    Origin,
+    Withdrawn,
+)
 from lora_sidecar.model import Reason as Why
 from lora_sidecar.status import Board, ServerStatus
+from lora_sidecar.verification import Trials
 from lora_sidecar.work import Attempt, Condition, ConditionType, Phase, ServerState, Verdict, Work
 
 HOSTILE = (
@@ -39,6 +51,8 @@ def a_status(
     required: Iterable[str] = (),
     conditions: tuple[Condition, ...] = (),
     number: int = 1,
+    trials: Trials | None = None,
+    withdrawn: Iterable[str] = (),
 ) -> ServerStatus:
     """What a watch publishes at `at` of a server that desires `adapters`, of which `listed` are listed."""
     wanted = {one: Adapter(one, f"/adapters/{one}", Origin.LEARNED, one in set(required)) for one in adapters}
@@ -53,13 +67,19 @@ def a_status(
     )
     return ServerStatus(
         name=name,
-        desired=Desired(wanted, Incarnation(number, 1.0), frozenset(wanted)),
+        desired=Desired(
+            wanted,
+            Incarnation(number, 1.0),
+            frozenset(wanted),
+            withdrawn={one: Withdrawn(pending=False) for one in withdrawn},
+        ),
         work=work,
         verdict=Verdict.STEADY,
         beat_at=at,
         beat_seconds=0.01,
         saved_generation=3,
         conditions=conditions,
+        trials=trials or {},
     )
 
 

@@ -598,14 +598,14 @@ def test_setting_is_checked(text: str, key: str, fragment: str) -> None:
                 (
                     3,
                     "heartbeat.liveness",
-                    "33s = 2 x interval (10s) + probe_timeout (3s) + list_timeout (5s) + checkpoint.timeout (5s)",
+                    "38s = 2 x interval (10s) + probe_timeout (3s) + list_timeout (5s) + 2 x checkpoint.timeout (5s)",
                 )
             ],
             id="liveness-by-default-too-short",
         ),
         pytest.param(
             f"{SERVER}checkpoint:\n  timeout: 20s\nheartbeat:\n  liveness: 20s\n",
-            [(5, "heartbeat.liveness", "must be at least 38s")],
+            [(5, "heartbeat.liveness", "must be at least 58s")],
             id="liveness-too-short",
         ),
         pytest.param(
@@ -638,9 +638,9 @@ def test_keys_must_fit_each_other(text: str, wanted: list[tuple[int, str, str]])
 @pytest.mark.parametrize(
     "heartbeat",
     [
-        "{liveness: 23s}",
+        "{liveness: 28s}",
         "{interval: 100ms, away_interval: 100ms}",
-        "{interval: 300ms, probe_timeout: 100ms, liveness: 10.7s}",
+        "{interval: 300ms, probe_timeout: 100ms, liveness: 15.7s}",
     ],
 )
 def test_keys_that_just_fit_are_accepted(heartbeat: str) -> None:
@@ -672,7 +672,7 @@ heartbeat: {liveness: 2s}
         (7, "adapters[1].name", "alias"),
         (8, "log.level", "must be one of"),
         (9, "log", "given twice"),
-        (10, "heartbeat.liveness", "must be at least 23s"),
+        (10, "heartbeat.liveness", "must be at least 28s"),
     )
 
 

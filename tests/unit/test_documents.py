@@ -96,3 +96,34 @@ def test_the_version() -> None:
 
     assert project["version"] == __version__
     assert named == {__version__}
+
+
+@pytest.mark.parametrize(
+    "module",
+    sorted(
+        path.relative_to(ROOT / "lora_sidecar").as_posix()
+        for path in (ROOT / "lora_sidecar").rglob("*.py")
+        if not path.name.startswith("__") and path.parent.name != "demo"
+    ),
+)
+def test_every_module_has_its_place_in_the_architecture(module: str) -> None:
+    """Whoever looks for a module finds what it is for, and no module is added unsaid."""
+    text = (ROOT / "docs/architecture.md").read_text()
+    table = text[text.index("| layer, top down |") : text.index("## One heartbeat")]
+    assert f"`{Path(module).stem}`" in table
+
+
+def test_the_architecture_names_no_module_that_is_gone() -> None:
+    """What the table and the text name in the form of a module is there."""
+    text = (ROOT / "docs/architecture.md").read_text()
+    named = set(re.findall(r"`([a-z_]+(?:/[a-z_]+)?)\.py`", text))
+    table = text[text.index("| layer, top down |") : text.index("## One heartbeat")]
+    modules = {path.stem for path in (ROOT / "lora_sidecar").rglob("*.py")}
+    assert {name.split("/")[-1] for name in named} <= modules
+    # The second column is the modules; the commands that are named beside them are others.
+    cells = {
+        word
+        for row in table.splitlines()
+        for word in re.findall(r"`([a-z_]+)`", row.split("|")[2] if "|" in row else "")
+    }
+    assert cells <= modules

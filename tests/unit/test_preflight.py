@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ import pytest
 from lora_sidecar import preflight
 from lora_sidecar.config import Config, parse
 from lora_sidecar.model import Adapter, Failure, FailureKind, Files, Origin, Sight
-from lora_sidecar.preflight import STUCK, Preflight, Slots, _warm, fingerprint
+from lora_sidecar.preflight import Preflight, _warm, fingerprint
+from lora_sidecar.slots import STUCK, STUCK_BESIDE, Slots
 from lora_sidecar.survey import _look, _spoilt
 from tests.support.adapters import CONFIG, WEIGHTS, write_adapter
 from tests.support.sidecar import eventually
@@ -29,7 +31,7 @@ def at(path: Path, origin: Origin = Origin.DECLARED) -> Adapter:
 
 
 @pytest.fixture
-def hung(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+def hung(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Reading a folder called `hung` blocks until the event is set."""
     release, read = threading.Event(), preflight.read_folder
 
@@ -39,7 +41,12 @@ def hung(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
         return read(path)
 
     monkeypatch.setattr(preflight, "read_folder", reading)
-    return release
+    yield release
+    release.set()
+    # Threads are counted: none may be left of the test before.
+    for thread in threading.enumerate():
+        if thread.name.startswith("preflight"):
+            thread.join(5.0)
 
 
 async def test_a_hung_disk_is_met_before_the_engine_meets_it(tmp_path: Path, hung: threading.Event) -> None:
@@ -71,10 +78,24 @@ async def test_threads_that_hang_are_few(tmp_path: Path, hung: threading.Event) 
     before = threading.active_count()
     try:
         for number in range(STUCK + 3):
-            folder = write_adapter(tmp_path / f"hung{number}", layers=1)
+            folder = write_adapter(tmp_path / str(number) / "hung", layers=1)
             assert (await checks.inspect(at(folder), 1)).refusal is not None
         assert threading.active_count() - before == STUCK
         assert (await checks.inspect(at(write_adapter(tmp_path / "good", layers=1)), 1)).refusal is not None
+    finally:
+        hung.set()
+
+
+async def test_a_volume_that_hangs_leaves_threads_for_the_others(tmp_path: Path, hung: threading.Event) -> None:
+    """Two folders beside each other that hang speak for the rest of their volume: it costs no more threads or time."""
+    checks = Preflight("vllm", config(timeout="100ms"))
+    before = threading.active_count()
+    try:
+        for number in range(STUCK + 3):
+            folder = write_adapter(tmp_path / "far" / f"hung{number}", layers=1)
+            assert (await checks.inspect(at(folder), 1)).refusal is not None
+        assert threading.active_count() - before == STUCK_BESIDE
+        assert (await checks.inspect(at(write_adapter(tmp_path / "near" / "good", layers=1)), 1)).refusal is None
     finally:
         hung.set()
 

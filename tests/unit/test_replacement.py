@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from lora_sidecar.events import Event
-from lora_sidecar.model import FailureKind
+from lora_sidecar.model import FailureKind, Paused
 from lora_sidecar.replacement import Replace, Rule, keys_by_path, refusal
 from lora_sidecar.work import ConditionType
 from tests.support.core import BORN, World, card, declared, failure, rules
@@ -43,7 +44,7 @@ def test_another_path_in_the_config_is_carried_out() -> None:
     world.see(OLD, version=SAFE)
     assert (retires(world), sent(world)) == (["sql"], [])
     assert world.plan.retires[0].successor == world.desired.adapters["sql"]
-    world.unloaded("sql")
+    world.retired("sql")
     world.see(version=SAFE)
     assert (retires(world), sent(world)) == ([], [("sql", NEW.path)])
     world.ended("sql")
@@ -89,7 +90,7 @@ def test_a_new_path_that_cannot_be_loaded_is_undone() -> None:
     """The former adapter is loaded again at once, the reason stays, and nothing is tried again in this life."""
     world = changed()
     world.see(OLD, version=SAFE)
-    world.unloaded("sql")
+    world.retired("sql")
     world.see(version=SAFE)
     world.ended("sql", failure(FailureKind.ADAPTER, "LoRA rank 64 is greater than max_lora_rank 16.", 500))
     world.see(version=SAFE)
@@ -109,7 +110,7 @@ def test_when_neither_path_loads_both_are_tried_with_backoff() -> None:
     """New, former, then in turns and ever more slowly: whatever is mended first is served."""
     world = changed()
     world.see(OLD, version=SAFE)
-    world.unloaded("sql")
+    world.retired("sql")
     tried: list[tuple[float, str]] = []
     for _ in range(120):
         world.see(version=SAFE)
@@ -122,21 +123,23 @@ def test_when_neither_path_loads_both_are_tried_with_backoff() -> None:
 
 
 def test_an_unload_that_is_refused_changes_nothing() -> None:
-    """The server's word is the reason."""
+    """The server's word is the reason, and it is asked again a minute later: its key may be another one by then."""
     world = changed()
     world.see(OLD, version=SAFE)
-    world.unloaded("sql", failure(FailureKind.UNAUTHORIZED, "Unauthorized", 401))
-    for _ in range(100):
+    world.retired("sql", failure(FailureKind.UNAUTHORIZED, "Unauthorized", 401))
+    for _ in range(10):
         world.see(OLD, version=SAFE)
         assert (retires(world), sent(world)) == ([], [])
     assert "Unauthorized" in why(world)
+    world.see(OLD, after=61.0, version=SAFE)
+    assert retires(world) == ["sql"]
 
 
 def test_files_that_are_not_there_yet_are_waited_for() -> None:
     """Nothing was unloaded for them, so it is tried again every minute."""
     world = changed()
     world.see(OLD, version=SAFE)
-    world.unloaded("sql", failure(FailureKind.FILES, "there is no adapter_config.json in /adapters/new"))
+    world.retired("sql", failure(FailureKind.FILES, "there is no adapter_config.json in /adapters/new"))
     world.see(OLD, version=SAFE)
     assert retires(world) == []
     assert "no adapter_config.json" in why(world)
@@ -148,7 +151,7 @@ def test_what_somebody_loads_again_from_elsewhere_stays() -> None:
     """Once replaced in a life, it is not replaced again in that life, so that two controllers do not fight."""
     world = changed()
     world.see(OLD, version=SAFE)
-    world.unloaded("sql")
+    world.retired("sql")
     world.see(version=SAFE)
     world.ended("sql")
     world.see(NEW, version=SAFE)
@@ -162,7 +165,7 @@ def test_a_restart_in_the_middle_loads_from_the_new_path() -> None:
     """A new life knows nothing of the former path."""
     world = changed()
     world.see(OLD, version=SAFE)
-    world.unloaded("sql")
+    world.retired("sql")
     world.see(start_time=BORN + 50, version=SAFE)
     assert (retires(world), sent(world)) == ([], [("sql", NEW.path)])
 
@@ -171,7 +174,7 @@ def test_our_own_restart_in_the_middle_loads_from_the_new_path() -> None:
     """What was unloaded to be replaced is declared, so it is restored, also by the next process."""
     world = changed()
     world.see(OLD, version=SAFE)
-    world.unloaded("sql")
+    world.retired("sql")
     world.restart_ourselves()
     world.see(version=SAFE)
     world.see(version=SAFE)
@@ -208,7 +211,7 @@ def test_what_the_config_removes_is_pruned_where_it_asks_for_that() -> None:
     world = removed("chat", prune=True)
     world.see("sql", "chat", "learned", version=SAFE)
     assert [(one.name, one.successor) for one in world.plan.retires] == [("sql", None)]
-    world.unloaded("sql")
+    world.retired("sql")
     world.see("chat", "learned", version=SAFE)
     assert (retires(world), sent(world)) == ([], [])
     assert "sql" not in world.desired.released
@@ -238,9 +241,28 @@ def test_a_prune_that_fails_is_tried_again_slowly() -> None:
     """Once a minute, and never while the listing is older than the last try."""
     world = removed("chat", prune=True)
     world.see("sql", "chat", version=SAFE)
-    world.unloaded("sql", failure(FailureKind.UNCLASSIFIED, "no", 500))
+    world.retired("sql", failure(FailureKind.UNCLASSIFIED, "no", 500))
     world.see("sql", "chat", version=SAFE)
     assert retires(world) == []
     world.see("sql", "chat", after=61.0, version=SAFE)
     assert retires(world) == ["sql"]
     assert len(world.told(Event.UNLOAD_FAILED)) == 1
+
+
+def test_a_pause_begins_no_replacement_and_holds_one_that_was_begun() -> None:
+    """Nothing is unloaded while an operator wants nothing to be, and the reason is theirs; afterwards it goes on."""
+    world = changed()
+    world.desired = replace(world.desired, paused=Paused("maintenance"))
+    world.see(OLD, version=SAFE)
+    assert (retires(world), world.work.swaps) == ([], {})
+    assert "paused" in why(world)
+    world.desired = replace(world.desired, paused=None)
+    world.see(OLD, version=SAFE)
+    assert retires(world) == ["sql"]
+    world.desired = replace(world.desired, paused=Paused("maintenance"))
+    world.see(OLD, version=SAFE)
+    assert retires(world) == []
+    assert "paused" in why(world)
+    world.desired = replace(world.desired, paused=None)
+    world.see(OLD, version=SAFE)
+    assert retires(world) == ["sql"]
