@@ -39,6 +39,8 @@ def lines(said: Said, axes: Any, names: tuple[str, ...], unit: str) -> None:
 def bars(said: Said, axes: Any, names: tuple[str, ...], unit: str, *, at: int = 0, log: bool = False) -> None:
     """Columns of one row side by side, each with its number; `log` where they are far apart."""
     row = said["rows"][at]
+    # A file of an earlier run may lack some.
+    names = tuple(name for name in names if name in said["columns"])
     values = [row[said["columns"].index(name)] for name in names]
     shown = axes.bar([name.split(",")[0] for name in names], values, width=0.5)
     axes.bar_label(shown, fmt="%.3g")
