@@ -117,9 +117,9 @@ class Preflight:
         # A learned adapter was accepted by the server in the form that it has.
         pickles = config.allow_pickle or adapter.origin is Origin.LEARNED
         try:
-            look = partial(_inspect, adapter.path, config, base, Limits(learned, pickles, vllm=self._is_vllm))
-            found = await self._slots.run(adapter.path, look, config.timeout)
-            at = 0 if warm and not found.unchecked and not found.refusal else -1
+            limits = Limits(learned, pickles, vllm=self._is_vllm)
+            look = partial(_inspect, adapter.path, config, base, limits, warm=warm)
+            found, at = await self._slots.run(adapter.path, look, config.timeout)
             while at >= 0:
                 at = await self._slots.run(adapter.path, partial(_warm, adapter.path, at), config.timeout)
         except NoThreadError as error:
@@ -144,7 +144,18 @@ def _is_mistaken(path: str) -> bool:
     return is_visible(path) and folder.parent.is_dir() and not (folder / CONFIG).is_file()
 
 
-def _inspect(path: str, config: PreflightConfig, base: str | None, limits: Limits) -> Inspection:
+def _inspect(
+    path: str, config: PreflightConfig, base: str | None, limits: Limits, *, warm: bool
+) -> tuple[Inspection, int]:
+    """What is to be said of a folder, and where `_warm` goes on with the weights, -1 where there is nothing to read."""
+    found = _look(path, config, base, limits)
+    if not warm or found.unchecked or found.refusal:
+        return found, -1
+    # In the same turn: most weights are one piece, and a turn costs as much as reading them.
+    return found, _warm(path, 0)
+
+
+def _look(path: str, config: PreflightConfig, base: str | None, limits: Limits) -> Inspection:
     # Before the reading: what changes meanwhile is another state than the one that was read.
     marks = fingerprint(path) if is_visible(path) else ""
     folder = read_folder(path)
@@ -256,10 +267,12 @@ def _warm(path: str, begin: int) -> int:
             file = os.open(os.path.join(path, name), _FLAGS)  # noqa: PTH118
         except OSError:
             continue
-        buffer = bytearray(_BUFFER)
         try:
+            end = os.fstat(file).st_size
+            # Zeroes that are written over with what is read: for a small file most of them would be left.
+            buffer = bytearray(min(_BUFFER, max(0, end - begin)))
             at = begin
-            while at < begin + _PIECE:
+            while at < min(end, begin + _PIECE):
                 count = os.preadv(file, [buffer], at)
                 if count == 0:
                     return -1
@@ -267,7 +280,7 @@ def _warm(path: str, begin: int) -> int:
         except OSError:
             return -1
         else:
-            return at
+            return at if at < end else -1
         finally:
             os.close(file)
     return -1
