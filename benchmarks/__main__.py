@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from benchmarks import cost, fleet, memory, outages, pods, saves
+from benchmarks import cost, fleet, memory, outages, pods, saves, traffic
 from benchmarks.figures import Figures
 from tests.support.servers import Kind
 
@@ -38,7 +38,7 @@ def cases(kind: Kind) -> dict[str, Case]:
         "restore": lambda folder: outages.restore(kind, folder, (1, 10, 50, 200), 5),
     }
     if real:
-        return served
+        return served | {"traffic": lambda folder: traffic.traffic(kind, folder, 3)}
     return served | {
         "outage": lambda folder: outages.outage(kind, folder, (1, 10, 50, 200), 3),
         "heartbeat": lambda folder: cost.heartbeat(folder, (10, 100, 1000, 10_000), 21),

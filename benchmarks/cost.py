@@ -140,28 +140,24 @@ async def startup(folder: Path, counts: tuple[int, ...], rounds: int) -> Figures
     """From the start of the process to the end of its first good heartbeat, against one that imports alone."""
     rows: list[tuple[object, ...]] = []
     clock = asyncio.get_running_loop().time
-    async with RunningServer(pods.spec(Kind.FAKE, folder, delay="0"), folder / "server.log") as server:
-        for count in counts:
-            wanted = pods.imaginary(count)
-            await pods.load_all(server.url, wanted, 8)
+    for count in counts:
+        times: dict[str, list[float]] = {"whole": [], "same": [], "ours": []}
+        async with RunningServer(pods.spec(Kind.FAKE, folder, delay="0"), folder / "server.log") as server:
+            await pods.load_all(server.url, pods.imaginary(count), 8)
             environment = await pods.compiled(folder, server.url, optimize="2")
-            whole: list[float] = []
-            same: list[float] = []
-            ours: list[float] = []
             for _ in range(rounds):
-                for program, times in ((memory.WHOLE, whole), (memory.SAME, same)):
+                for name, program in (("whole", memory.WHOLE), ("same", memory.SAME)):
                     began = clock()
                     await memory.imported(program, environment)
-                    times.append(clock() - began)
+                    times[name].append(clock() - began)
                 began = clock()
                 async with pods.sidecar(
                     folder / "sidecar", server.url, prelude=pods.AS_IN_PRODUCTION, environment=environment
                 ) as one:
                     await one.event("heartbeat.completed", verdict="steady")
-                    ours.append(clock() - began)
-            beat = median(ours)
-            row = (median(whole) * 1e3, median(same) * 1e3, beat * 1e3, max(ours) * 1e3, beat / median(same))
-            rows.append((count, *row))
+                    times["ours"].append(clock() - began)
+        whole, same, ours = (median(times[name]) * 1e3 for name in ("whole", "same", "ours"))
+        rows.append((count, whole, same, ours, max(times["ours"]) * 1e3, ours / same))
     columns = ("adapters", "libraries whole, ms", "same imports, ms", "first heartbeat, ms", "worst, ms", "ratio")
     return Figures("startup", "Start of the process to its first heartbeat", columns, tuple(rows))
 

@@ -98,7 +98,12 @@ async def imported(program: str, environment: Mapping[str, str]) -> float:
     program = f"{pods.AS_IN_PRODUCTION}\n{program}\nprint(flush=True)\nsys.stdin.read()"
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", program), stdin=pipe, stdout=pipe, env={**os.environ, **environment}
+        *(sys.executable, "-c", program),
+        stdin=pipe,
+        stdout=pipe,
+        env={**os.environ, **environment},
+        # As sidecars are started: the scheduler may share the processor out by session.
+        start_new_session=True,
     )
     if process.stdout is None or process.stdin is None:
         raise RuntimeError("the interpreter was started without pipes")

@@ -36,14 +36,35 @@ def lines(said: Said, axes: Any, names: tuple[str, ...], unit: str) -> None:
     axes.legend()
 
 
-def bars(said: Said, axes: Any, names: tuple[str, ...], unit: str) -> None:
-    """The columns of the first row side by side, each with its number."""
-    row = said["rows"][0]
+def bars(said: Said, axes: Any, names: tuple[str, ...], unit: str, *, at: int = 0, log: bool = False) -> None:
+    """Columns of one row side by side, each with its number; `log` where they are far apart."""
+    row = said["rows"][at]
+    # A file of an earlier run may lack some.
+    names = tuple(name for name in names if name in said["columns"])
     values = [row[said["columns"].index(name)] for name in names]
     shown = axes.bar([name.split(",")[0] for name in names], values, width=0.5)
     axes.bar_label(shown, fmt="%.3g")
     axes.set_ylabel(unit)
     axes.margins(y=0.15)
+    if log:
+        axes.set_yscale("symlog", linthresh=1)
+
+
+def hour(said: Said, axes: Any) -> None:
+    """Memory over the minutes."""
+    x = [row[0] for row in said["rows"]]
+    for at, name in enumerate(said["columns"][1:], start=1):
+        axes.plot(x, [row[at] for row in said["rows"]], label=name.split(",")[0])
+    axes.set(xlabel="minutes", ylabel="MB", ylim=(0, 45))
+    axes.axhline(38, color="grey", linestyle="--", linewidth=1)
+    axes.legend()
+
+
+def _of(said: Said, **values: Any) -> Said:
+    """The rows alone that have these values."""
+    at = {said["columns"].index(name): value for name, value in values.items()}
+    rows = [row for row in said["rows"] if all(row[number] == value for number, value in at.items())]
+    return said | {"rows": rows}
 
 
 def storm(said: Said, axes: Any) -> None:
@@ -59,7 +80,7 @@ def storm(said: Said, axes: Any) -> None:
 
 PLOTS: dict[str, Callable[[Said, Any], None]] = {
     "detection": lambda said, axes: bars(
-        said, axes, ("SIGKILL to FIN, ms", "FIN to server.down, ms", "worst, ms"), "ms"
+        said, axes, ("SIGKILL to FIN, ms", "FIN to server.down, ms", "worst, ms", "5 s poll, ms"), "ms", log=True
     ),
     "first_load": lambda said, axes: bars(said, axes, ("bare loop, ms", "sidecar, ms", "worst, ms"), "ms"),
     "restore": lambda said, axes: lines(
@@ -67,8 +88,19 @@ PLOTS: dict[str, Callable[[Said, Any], None]] = {
     ),
     "outage": lambda said, axes: lines(said, axes, ("poller, s", "sidecar, s"), "seconds"),
     "heartbeat": lambda said, axes: lines(said, axes, ("bare, ms", "heartbeat, ms"), "CPU, ms"),
-    "checkpoint": lambda said, axes: lines(said, axes, ("bare write, ms", "encoding, ms", "save, ms"), "ms"),
-    "footprint": lambda said, axes: bars(said, axes, ("libraries, MB", "RSS, MB", said["columns"][4]), "MB"),
+    "checkpoint": lambda said, axes: lines(
+        _of(said, format="json"), axes, ("bare write, ms", "first encoding, ms", "encoding, ms", "save, ms"), "ms"
+    ),
+    "footprint": lambda said, axes: bars(
+        said, axes, ("libraries whole, MB", "same imports, MB", "RSS, MB", said["columns"][5]), "MB"
+    ),
+    "startup": lambda said, axes: bars(
+        said, axes, ("libraries whole, ms", "same imports, ms", "first heartbeat, ms", "worst, ms"), "ms"
+    ),
+    "traffic": lambda said, axes: bars(
+        said, axes, ("no load, gap ms", "one load, gap ms", "bare 1, gap ms", "sidecar, gap ms"), "ms", at=-1
+    ),
+    "hour": hour,
     "fleet": storm,
 }
 

@@ -27,10 +27,11 @@ LOAD_DELAY = "0.005"
 AS_IN_PRODUCTION = "import sys; sys.modules['rich'] = None"
 
 
-def spec(kind: Kind, folder: Path, *, delay: str = LOAD_DELAY, port: int = 0) -> ServerSpec:
+def spec(kind: Kind, folder: Path, *, delay: str = LOAD_DELAY, port: int = 0, model: Path | None = None) -> ServerSpec:
     """How the server of a benchmark is started; its model is made where it is absent."""
     python = real_python()
-    model = ensure_tiny_model(python, folder / "tiny") if kind is Kind.REAL and python else folder
+    if model is None:
+        model = ensure_tiny_model(python, folder / "tiny") if kind is Kind.REAL and python else folder
     flags = ("--no-check-files", "--load-delay", delay)
     return ServerSpec(
         kind=kind, model=model, port=port, max_cpu_loras=256, max_lora_rank=64, fake_flags=flags, ready_within=240.0
@@ -96,14 +97,18 @@ async def compiled(folder: Path, url: str, *, optimize: str) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def poller(url: str, wanted: Mapping[str, str], seconds: float = 5.0) -> AsyncIterator[None]:
-    """The plain poller beside a server."""
+async def poller(url: str, wanted: Mapping[str, str], seconds: float = 5.0) -> AsyncIterator[asyncio.StreamReader]:
+    """The plain poller beside a server, and what it prints."""
     pairs = [f"{name}={path}" for name, path in wanted.items()]
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "benchmarks.polling", url, str(seconds), *pairs, env=dict(os.environ)
+        *(sys.executable, "-m", "benchmarks.polling", url, str(seconds), *pairs),
+        stdout=asyncio.subprocess.PIPE,
+        env=dict(os.environ),
     )
+    if process.stdout is None:
+        raise RuntimeError("the poller was started without a pipe")
     try:
-        yield
+        yield process.stdout
     finally:
         process.kill()
         await process.wait()

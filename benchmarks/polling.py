@@ -9,6 +9,7 @@ import http.client
 import json
 import sys
 import threading
+import time
 from contextlib import closing, suppress
 from urllib.parse import urlsplit
 
@@ -28,13 +29,20 @@ def once(url: str, adapters: dict[str, str]) -> int:
 
 
 def main(arguments: list[str]) -> None:
-    """Poll for ever."""
+    """Poll for ever, and print when the server was first found up or away: "up" or "down", and Unix seconds."""
     url, seconds, *pairs = arguments
     adapters = dict(pair.split("=", 1) for pair in pairs)
     pause = threading.Event()
+    last = ""
     while True:
+        found = "down"
         with suppress(OSError, http.client.HTTPException, ValueError):
             once(url, adapters)
+            found = "up"
+        if found != last:
+            sys.stdout.write(f"{found} {time.clock_gettime(time.CLOCK_REALTIME)}\n")
+            sys.stdout.flush()
+        last = found
         pause.wait(float(seconds))
 
 

@@ -34,7 +34,10 @@ main(sys.argv[1])"""
 async def checkpoint(folder: Path) -> Figures:
     """Run `figures` in a process of its own."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", _PROGRAM, str(folder)), stdout=asyncio.subprocess.PIPE
+        *(sys.executable, "-c", _PROGRAM, str(folder)),
+        stdout=asyncio.subprocess.PIPE,
+        # As sidecars are started: the scheduler may share the processor out by session.
+        start_new_session=True,
     )
     said, _ = await process.communicate()
     return msgspec.json.decode(said, type=Figures)

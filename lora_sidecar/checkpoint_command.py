@@ -57,7 +57,7 @@ def _show(checkpoint: Checkpoint) -> None:
         listed = "listed" if name in desired.listed else "not listed"
         print(f"{name!s:{width}}  {adapter.origin.value:9}  {listed:10}  {adapter.path}")
     for name, suspect in sorted(desired.suspects.items()):
-        accused = ", and its last load broke off" if suspect.accused else ""
-        print(f"{name!s:{width}}  suspected  the server died {suspect.deaths} x while it was loaded{accused}")
+        accused = ", and its last load or probe broke off" if suspect.accused else ""
+        print(f"{name!s:{width}}  suspected  the server died {suspect.deaths} x while it was loaded or probed{accused}")
     for name, path in sorted(desired.released.items()):
         print(f"{name!s:{width}}  released   until it is unloaded  {path}")

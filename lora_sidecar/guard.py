@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from lora_sidecar.capacity import crowded, exchanged, first_tier, too_many
 from lora_sidecar.config import BackoffConfig
-from lora_sidecar.desired import same_base
+from lora_sidecar.desired import is_listed_path, same_base
 from lora_sidecar.events import Event, Fact, legible, warning
 from lora_sidecar.files import clear_changed, gone_before_load, missing_files, to_unload
 from lora_sidecar.model import Adapter, BaseModel, Desired, Files, Observed
@@ -104,9 +104,14 @@ def defuse(
 ) -> tuple[Desired, tuple[str, ...], tuple[Fact, ...]]:
     """The names to be unloaded because their files are gone.
 
-    What we unload ourselves was not unloaded by somebody: it is restored once its files are back.
+    What we unload ourselves was not unloaded by somebody: it is restored once its files are back. One that is listed
+    with another path than it is desired from is left to `replacement`: unloaded, it would be loaded from there at once,
+    whether or not the server tells the two apart.
     """
-    bombs = to_unload({name: path for name, path in listed.items() if name in desired.adapters}, files)
+    ours = {
+        n: path for n, path in listed.items() if n in desired.adapters and is_listed_path(desired.adapters[n], path)
+    }
+    bombs = to_unload(ours, files)
     if not bombs:
         return desired, (), ()
     reason = "its files are gone; policy.on_files_gone is unload"

@@ -2,7 +2,7 @@
 
 The traps guarded against are a disk that hangs and a file that is none. The engine reads without a deadline, between
 two steps of every request; so the same bytes are read here first, in a thread, in bounded pieces, each with a deadline,
-and a folder that cannot be read is not sent. A stuck thread cannot be ended; it keeps its slot, and few are lent out.
+and a folder that cannot be read is not sent.
 What cannot be seen from here (not mounted, no permission, a hub id) is passed on, and said to be unchecked.
 """
 
@@ -14,7 +14,7 @@ import os
 import stat
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -37,8 +37,6 @@ from lora_sidecar.config import Config, PreflightConfig
 from lora_sidecar.model import Adapter, Failure, FailureKind, Looked, Origin, Result
 from lora_sidecar.offload import NoThreadError
 from lora_sidecar.slots import Slots
-
-T = TypeVar("T")
 
 _CONFIG_BYTES: Final = 1024 * 1024
 _HEADER_BYTES: Final = 8 * 1024 * 1024
@@ -119,9 +117,9 @@ class Preflight:
         # A learned adapter was accepted by the server in the form that it has.
         pickles = config.allow_pickle or adapter.origin is Origin.LEARNED
         try:
-            look = partial(_inspect, adapter.path, config, base, Limits(learned, pickles, vllm=self._is_vllm))
-            found = await self._slots.run(adapter.path, look, config.timeout)
-            at = 0 if warm and not found.unchecked and not found.refusal else -1
+            limits = Limits(learned, pickles, vllm=self._is_vllm)
+            look = partial(_inspect, adapter.path, config, base, limits, warm=warm)
+            found, at = await self._slots.run(adapter.path, look, config.timeout)
             while at >= 0:
                 at = await self._slots.run(adapter.path, partial(_warm, adapter.path, at), config.timeout)
         except NoThreadError as error:
@@ -146,7 +144,18 @@ def _is_mistaken(path: str) -> bool:
     return is_visible(path) and folder.parent.is_dir() and not (folder / CONFIG).is_file()
 
 
-def _inspect(path: str, config: PreflightConfig, base: str | None, limits: Limits) -> Inspection:
+def _inspect(
+    path: str, config: PreflightConfig, base: str | None, limits: Limits, *, warm: bool
+) -> tuple[Inspection, int]:
+    """What is to be said of a folder, and where `_warm` goes on with the weights, -1 where there is nothing to read."""
+    found = _look(path, config, base, limits)
+    if not warm or found.unchecked or found.refusal:
+        return found, -1
+    # In the same turn: most weights are one piece, and a turn costs as much as reading them.
+    return found, _warm(path, 0)
+
+
+def _look(path: str, config: PreflightConfig, base: str | None, limits: Limits) -> Inspection:
     # Before the reading: what changes meanwhile is another state than the one that was read.
     marks = fingerprint(path) if is_visible(path) else ""
     folder = read_folder(path)
@@ -258,10 +267,12 @@ def _warm(path: str, begin: int) -> int:
             file = os.open(os.path.join(path, name), _FLAGS)  # noqa: PTH118
         except OSError:
             continue
-        buffer = bytearray(_BUFFER)
         try:
+            end = os.fstat(file).st_size
+            # Zeroes that are written over with what is read: for a small file most of them would be left.
+            buffer = bytearray(min(_BUFFER, max(0, end - begin)))
             at = begin
-            while at < begin + _PIECE:
+            while at < min(end, begin + _PIECE):
                 count = os.preadv(file, [buffer], at)
                 if count == 0:
                     return -1
@@ -269,7 +280,7 @@ def _warm(path: str, begin: int) -> int:
         except OSError:
             return -1
         else:
-            return at
+            return at if at < end else -1
         finally:
             os.close(file)
     return -1

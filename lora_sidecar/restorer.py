@@ -6,7 +6,7 @@ incarnation ends the load under way and drops the rest. And an adapter that was 
 listing that the newest plan was made from; so what is under way, or ended after that listing was asked for, is not
 loaded again, and nothing at all is loaded on such a listing after a load whose failure may be the server's. And each
 load is a pause for all inference, and those of several in flight add up; so there is more than one only while the
-server was just seen to have no requests.
+server was just seen to have no requests. The next adapter's files are read meanwhile, so that no load waits for a disk.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class Restorer:
         self._ended_at: dict[str, float] = {}
         self._under_way: dict[tuple[str, int], asyncio.Timeout] = {}
         self._sending: dict[tuple[str, int], Adapter] = {}
+        self._room = asyncio.Event()
         self._accepted_in: int | None = None
         self._quiet_until = float("-inf")
         self._sent = False
@@ -73,6 +74,7 @@ class Restorer:
         if former is not None and former.incarnation != plan.incarnation:
             for load in self._under_way.values():
                 load.reschedule(self._now())
+        self._room.set()
         if plan.restores:
             self._offered.set()
 
@@ -105,13 +107,22 @@ class Restorer:
             listening = group.create_task(self._listen_for_traffic(), name="traffic")
             loads: set[asyncio.Task[None]] = set()
             while True:
-                while len(loads) < self._width() and (step := self._step()) is not None:
+                while len(loads) < self._width() + self._ahead and (step := self._step()) is not None:
                     loads.add(group.create_task(self._load(*step), name="load"))
                 if not loads:
                     break
                 _, loads = await asyncio.wait(loads, return_when=asyncio.FIRST_COMPLETED)
             listening.cancel()
         return self._sent
+
+    @property
+    def _ahead(self) -> int:
+        """How many adapters are looked at before their turn.
+
+        None, until one was accepted: from the first refusal preflight may learn what the server takes, and while the
+        engine sleeps nothing is read that may not be sent for hours.
+        """
+        return 0 if self._preflight is None or self._accepted_in != self._incarnation() else 1
 
     def _width(self) -> int:
         """How many loads may be in flight.
@@ -136,6 +147,7 @@ class Restorer:
             quiet_at = await self._engine.quiet_since(oldest) if self.concurrency == "auto" else None
             pause = max(_FRESH, _THRIFT * (self._now() - asked_at))
             self._quiet_until = float("-inf") if quiet_at is None else quiet_at + 2 * pause
+            self._room.set()
             await asyncio.sleep(pause)
             oldest = self._now()
 
@@ -157,6 +169,8 @@ class Restorer:
     async def _load(self, adapter: Adapter, plan: Plan) -> None:
         incarnation = plan.incarnation
         began = self._now()
+        waited = 0.0
+        sent = False
         result: Result
         looked = Inspection()
         try:
@@ -164,15 +178,19 @@ class Restorer:
                 if self._preflight is not None:
                     # An engine that slept a moment ago may do so for hours: the weights are not read over and over.
                     looked = await self._preflight.inspect(adapter, incarnation, warm=not self._withheld)
+                    waited = 0.0 if looked.refusal else await self._admission()
                     if not self._is_wanted(adapter, plan):
                         return
+                sent = looked.refusal is None
                 result = looked.refusal or await self._send(adapter, incarnation)
         except TimeoutError:
+            if not sent:
+                return
             result = Failure(FailureKind.AMBIGUOUS, "abandoned: the server restarted")
         finally:
             del self._under_way[adapter.name, incarnation]
         ended = self._now()
-        self._outcomes.append(Outcome(adapter, incarnation, result, ended, ended - began, looked.looked))
+        self._outcomes.append(Outcome(adapter, incarnation, result, ended, ended - began - waited, looked.looked))
         if incarnation == self._incarnation():
             self._ended_at[adapter.name] = ended
         if isinstance(result, Accepted):
@@ -181,6 +199,14 @@ class Restorer:
         self._sent = self._sent or not self._withheld
         if _ends_round(result) and incarnation == self._incarnation():
             self._round_ended_at = ended
+
+    async def _admission(self) -> float:
+        """Wait until another load may be in flight; the seconds that it took."""
+        began = self._now()
+        while len(self._sending) >= self._width():
+            self._room.clear()
+            await self._room.wait()
+        return self._now() - began
 
     def _is_wanted(self, adapter: Adapter, plan: Plan) -> bool:
         """Whether the newest plan still says so: while its files were read, the server may have gone."""
@@ -196,6 +222,7 @@ class Restorer:
             result = await self._engine.load(adapter, incarnation)
         finally:
             del self._sending[adapter.name, incarnation]
+            self._room.set()
         if self._preflight is not None:
             self._preflight.learn(result, incarnation)
         return result

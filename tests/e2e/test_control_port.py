@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,7 +49,9 @@ async def test_port_answers_as_the_server_itself(
             continue
         told, original = through.json()["error"], past.json()["error"]
         assert {**told, "message": ""} == {**original, "message": ""}
-        unsent[folder.name] = told["message"].removeprefix(UNSENT) in original["message"]
+        # vLLM 0.32 names no path in its answers.
+        sentence = re.sub("/[^ ']+", "<path>", told["message"].removeprefix(UNSENT))
+        unsent[folder.name] = sentence in original["message"]
     # The server names missing settings in any order, and says of a config that is a list what Python says of it.
     assert {name for name, verbatim in unsent.items() if not verbatim} <= {"without_r_and_alpha", "config_a_list"}
     assert len(unsent) > len(folders) / 2

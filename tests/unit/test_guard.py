@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from lora_sidecar.guard import in_turn, notice_limit
-from lora_sidecar.model import Suspect
+from lora_sidecar.guard import defuse, in_turn, notice_limit
+from lora_sidecar.model import Files, Sight, Suspect
 from lora_sidecar.work import Attempt, Work
 from tests.support.core import BEAT, START, adapter, desired, observed
 
@@ -36,3 +36,12 @@ def test_what_does_not_fit_goes_first_and_suspects_last(lives: tuple[float, ...]
     assert sent("top", "low", "bad") == ["low"]
     assert sent("top", "bad") == ["top"]
     assert sent("bad") == ["bad"]
+
+
+@pytest.mark.parametrize(("listed", "bombs"), [("/adapters/a", ("a",)), ("/adapters/former", ())])
+def test_what_is_listed_from_elsewhere_is_not_defused(listed: str, bombs: tuple[str, ...]) -> None:
+    """Unloaded, it would be loaded from the new path at once, which is for the policy of replacement to say."""
+    gone = Files(Sight.GONE, looks=2, seen_before=True)
+    files = {"/adapters/a": gone, "/adapters/former": gone, "/adapters/b": Files(Sight.PRESENT)}
+
+    assert defuse(desired(adapter("a"), adapter("b")), {"a": listed, "b": "/adapters/b"}, files)[1] == bombs

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from lora_sidecar.adapter_check import Finding
 from lora_sidecar.config import Config
 from lora_sidecar.model import (
     Accepted,
@@ -20,6 +21,7 @@ from lora_sidecar.model import (
     Result,
     Unfit,
 )
+from lora_sidecar.preflight import Inspection, Preflight
 from lora_sidecar.restorer import Restorer
 from lora_sidecar.work import Plan, Recovery, Verdict, Work
 from tests.support.core import adapter, desired
@@ -99,10 +101,10 @@ def plan(names: Iterable[str], number: int = 1, at: float = 0.0, restarts: int =
 
 
 @asynccontextmanager
-async def restoring(engine: Slow) -> AsyncIterator[tuple[Restorer, asyncio.Event]]:
+async def restoring(engine: Slow, preflight: Preflight | None = None) -> AsyncIterator[tuple[Restorer, asyncio.Event]]:
     """A restorer that runs, and what is set when a round has ended."""
     finished = asyncio.Event()
-    restorer = Restorer(engine, asyncio.get_running_loop().time, finished.set)
+    restorer = Restorer(engine, asyncio.get_running_loop().time, finished.set, preflight)
     task = asyncio.create_task(restorer.run())
     try:
         yield restorer, finished
@@ -273,3 +275,86 @@ async def test_what_was_loaded_after_the_listing_is_not_sent_again() -> None:
 
 
 _ABANDONED = "abandoned: the server restarted"
+
+
+class Reading(Preflight):
+    """A look at an adapter's files that takes half a second; `refused` are found to be broken."""
+
+    def __init__(self) -> None:
+        self.refused: set[str] = set()
+        self.read: list[tuple[str, float]] = []
+
+    async def inspect(self, adapter: Adapter, incarnation: int, *, warm: bool = True) -> Inspection:
+        """Take half a second."""
+        del incarnation, warm
+        await asyncio.sleep(0.5)
+        self.read.append((adapter.name, asyncio.get_running_loop().time()))
+        broken = Finding(FailureKind.ADAPTER, "broken", "mend it")
+        return Inspection((broken,) if adapter.name in self.refused else ())
+
+    def learn(self, result: Result, incarnation: int) -> None:
+        """See `Preflight`."""
+
+
+async def test_the_next_adapters_files_are_read_while_a_load_is_in_flight() -> None:
+    """One load at a time beside traffic, and none waits for the reading, once the server has accepted one."""
+    engine, reading = Slow(), Reading()
+    engine.busy = True
+    async with restoring(engine, reading) as (restorer, finished):
+        restorer.offer(plan(NAMES[:4]))
+        began = asyncio.get_running_loop().time()
+        await finished.wait()
+        assert asyncio.get_running_loop().time() - began == pytest.approx(0.5 + 1 + 0.5 + 3)
+        outcomes = restorer.drain()
+    assert engine.most == 1
+    assert [name for name, _ in reading.read] == names_of(engine) == NAMES[:4]
+    # Only one ahead: what is read long before its turn may be another file by then.
+    assert [at - began for _, at in reading.read] == pytest.approx([0.5, 2.0, 2.0, 3.5])
+    # The wait for the load before it is no part of how long a load took.
+    assert [one.seconds for one in outcomes] == pytest.approx([1.5] * 4)
+
+
+async def test_an_adapter_whose_files_are_broken_waits_for_nobody() -> None:
+    """Its failure is told when it is known, and takes no turn from the others."""
+    engine, reading = Slow(), Reading()
+    engine.busy, reading.refused = True, {"a02"}
+    async with restoring(engine, reading) as (restorer, finished):
+        restorer.offer(plan(NAMES[:4]))
+        await finished.wait()
+        outcomes = restorer.drain()
+    assert names_of(engine) == ["a00", "a01", "a03"]
+    assert [one.adapter.name for one in outcomes] == ["a00", "a02", "a01", "a03"]
+
+
+async def test_what_was_read_is_not_sent_after_a_load_that_may_have_failed_for_the_server() -> None:
+    """The adapter that waited for its turn is left to the next plan."""
+    engine, reading = Slow(), Reading()
+    engine.busy = True
+    engine.results["a01"] = Failure(FailureKind.AMBIGUOUS, "the connection broke")
+    async with restoring(engine, reading) as (restorer, finished):
+        restorer.offer(plan(NAMES[:3]))
+        await finished.wait()
+        assert [name for name, _ in reading.read] == NAMES[:3]
+        assert names_of(engine) == ["a00", "a01"]
+        finished.clear()
+        engine.results.clear()
+        restorer.offer(plan(NAMES[:3], at=asyncio.get_running_loop().time()))
+        await finished.wait()
+    assert names_of(engine) == ["a00", "a01", *NAMES[:3]]
+
+
+async def test_what_was_read_for_a_former_life_is_not_sent_in_the_next_one() -> None:
+    """A restart while one load is in flight and another waits: neither is sent again before the new plan says so."""
+    engine, reading = Slow(), Reading()
+    engine.busy = True
+    async with restoring(engine, reading) as (restorer, finished):
+        restorer.offer(plan(NAMES[:3]))
+        await asyncio.sleep(2.2)
+        assert engine.in_flight == 1
+        assert [name for name, _ in reading.read] == NAMES[:3]
+        restorer.offer(plan(NAMES[:2], number=2, at=2.1))
+        await finished.wait()
+        outcomes = restorer.drain()
+    assert engine.loaded == [("a00", 1), ("a01", 1), ("a00", 2), ("a01", 2)]
+    # What was read and never sent came to nothing that anybody has to hear of.
+    assert [one.adapter.name for one in outcomes if one.incarnation == 1] == ["a00", "a01"]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,13 +11,14 @@ from typing import Any
 import msgspec
 import pytest
 import pytest_asyncio
-from aiohttp import ClientResponse, ServerDisconnectedError
+from aiohttp import ClientConnectorError, ClientResponse, ServerDisconnectedError
+from aiohttp.client_reqrep import ConnectionKey
 from aioresponses import aioresponses
 from yarl import URL
 
 from lora_sidecar.config import parse
 from lora_sidecar.engines.vllm import Vllm
-from lora_sidecar.model import Accepted, Adapter, Observed, Origin, Wakefulness, Withheld
+from lora_sidecar.model import Accepted, Adapter, Failure, FailureKind, Observed, Origin, Wakefulness, Withheld
 
 SERVER = "http://127.0.0.1:8000"
 LOAD = f"{SERVER}/v1/load_lora_adapter"
@@ -183,3 +186,23 @@ async def test_unloading_what_is_not_loaded_is_no_failure(web: aioresponses, vll
     web.post(f"{SERVER}/v1/unload_lora_adapter", body="Success")
     assert await vllm.unload("sql") == Accepted(already=True)
     assert await vllm.unload("sql") == Accepted()
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(errno.EMFILE, FailureKind.LOCAL), (errno.ENOMEM, FailureKind.LOCAL), (errno.ECONNREFUSED, FailureKind.ENGINE)],
+)
+async def test_a_load_that_never_left_is_nobodys_fault(
+    web: aioresponses, vllm: Vllm, number: int, kind: FailureKind
+) -> None:
+    """A lack of descriptors or memory is ours, and a connection that is refused the server's."""
+    web.get(f"{SERVER}/metrics", body=AWAKE)
+    web.get(f"{SERVER}/is_sleeping", status=404, payload=NO_ROUTE)
+    where = ConnectionKey(
+        "127.0.0.1", 8000, is_ssl=False, ssl=True, proxy=None, proxy_auth=None, proxy_headers_hash=None
+    )
+    web.post(LOAD, exception=ClientConnectorError(where, OSError(number, os.strerror(number))))
+    result = await vllm.load(SQL, 1)
+
+    assert isinstance(result, Failure)
+    assert result.kind is kind
