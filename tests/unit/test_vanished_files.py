@@ -89,6 +89,9 @@ def test_what_is_unloaded_for_its_files_is_ours_and_told() -> None:
     assert facts[0].fields == {"adapter": "a", "path": "/one/a", "reason": reason}
     assert defuse(known, listed, {}) == (known, (), ())
     assert defuse(known, listed, {})[0] is known
+    elsewhere = listed | {"a": "/former/a", "b": "/two/b/"}
+    gone = files | {"/former/a": GONE, "/two/b/": GONE}
+    assert defuse(known, elsewhere, gone)[1] == ("b",)
 
 
 def test_what_must_not_be_loaded_says_why() -> None:
