@@ -7,6 +7,7 @@
 #             both on Debian
 # make check-kubernetes  what config/kubernetes renders to, held against the schemas (needs kubectl)
 # make check-image       builds the image without a registry and runs it (`make image-tools` installs what it needs on Debian)
+# make mutation    changes the core in thousands of places, one at a time: does a test fail? (about an hour on two cores)
 # make test-vllm   the tests against a real vLLM on the CPU (installs it once, about 3.5 GB)
 
 PYTHON ?= python3
@@ -27,7 +28,7 @@ PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 export PYTHONDONTWRITEBYTECODE = 1
 
 .PHONY: demo test simulate soak lint types contracts tests coverage negative-controls check-ops ops-tools \
-    check-kubernetes check-image image-tools test-vllm bench bench-vllm plots vllm-env lock image clean
+    check-kubernetes check-image image-tools test-vllm mutation bench bench-vllm plots vllm-env lock image clean
 
 demo: $(VENV)/.runtime
 	@$(VENV)/bin/python -m lora_sidecar demo
@@ -87,6 +88,11 @@ test-vllm: $(VENV)/.dev vllm-env
 	LORA_SIDECAR_VLLM_PYTHON=$(VLLM_ENV)/bin/python $(VENV)/bin/python -m pytest $(REAL) tests/contract
 	LORA_SIDECAR_VLLM_PYTHON=$(VLLM_ENV)/bin/python $(VENV)/bin/python -m pytest $(REAL) tests/e2e -s
 
+# What was decided is kept in mutants/, so it goes on where it was stopped; one module: make mutation ONLY='lora_sidecar.due.*'
+mutation: $(VENV)/.mutation
+	PATH="$(abspath $(VENV)/bin):$$PATH" $(VENV)/bin/python -m tests.mutants.mutation run --max-children $(WORKERS) $(if $(ONLY),'$(ONLY)')
+	$(VENV)/bin/python -m tests.mutants.score
+
 bench: $(VENV)/.dev
 	$(VENV)/bin/python -m benchmarks
 	@$(MAKE) --no-print-directory plots
@@ -126,6 +132,11 @@ $(VENV)/.kubernetes: locks/kubernetes.txt $(VENV)/.dev
 	@$(PIP) install --require-hashes -r locks/kubernetes.txt
 	@touch $@
 
+$(VENV)/.mutation: locks/mutation.txt $(VENV)/.dev
+	@echo "adding locks/mutation.txt to $(VENV)"
+	@$(PIP) install --require-hashes -r locks/mutation.txt
+	@touch $@
+
 # Needs `uv`; run it after changing the dependencies in pyproject.toml.
 lock:
 	uv pip compile --universal --generate-hashes --python-version 3.11 --no-annotate --no-header --no-emit-index-url \
@@ -136,6 +147,8 @@ lock:
 	    -c locks/dev.txt --group bench -o locks/bench.txt
 	uv pip compile --universal --generate-hashes --python-version 3.11 --no-annotate --no-header --no-emit-index-url \
 	    -c locks/dev.txt --group kubernetes -o locks/kubernetes.txt
+	uv pip compile --universal --generate-hashes --python-version 3.11 --no-annotate --no-header --no-emit-index-url \
+	    -c locks/dev.txt --group mutation -o locks/mutation.txt
 
 # With whichever of the three is there; docker counts only where its daemon answers.
 IMAGE ?= lora-sidecar
@@ -146,4 +159,4 @@ image:
 	    $(BUILD_ARGS) -t $(IMAGE) .
 
 clean:
-	rm -rf $(VENV) .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache *.egg-info
+	rm -rf $(VENV) mutants .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache *.egg-info

@@ -160,7 +160,7 @@ def server_url(text: str) -> str | Fault:
 
 
 def _socket_url(authority: str, path: str) -> str | Fault:
-    if authority or not path.strip("/") or path.endswith("/") or {".", ".."} & set(path.split("/")):
+    if authority or not path or path.endswith("/") or {".", ".."} & set(path.split("/")):
         return Fault("must name a socket by its absolute path", "such as unix:///run/vllm/vllm.sock: three slashes")
     if len(path) > _LONGEST_SOCKET_PATH:
         return Fault(f"names a socket by {len(path)} bytes: the kernel takes at most {_LONGEST_SOCKET_PATH}")

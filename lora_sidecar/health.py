@@ -62,7 +62,7 @@ def examine(
         halted_at=now if halted else before.halted_at,
     )
     wedged, proven = _wedged(health, server, pulse, rule, now)
-    hung = "" if wedged else _hung(health, server, pulse, rule, now)
+    hung = _hung(health, server, pulse, rule, now)
     return replace(health, wedged=wedged, hung=hung, proven=proven or bool(hung))
 
 

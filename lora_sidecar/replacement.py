@@ -160,7 +160,6 @@ def _obsolete(swap: Swap, adapter: Adapter | None, now: float) -> bool:
 
 def _moved(swap: Swap, path: str | None, attempt: Attempt | None, asked_at: float) -> Swap | None:
     """The replacement after a listing that shows `path` under the name; None where there is nothing to follow."""
-    failures = 0 if attempt is None else attempt.failures
     match swap.stage:
         case Stage.UNLOADING:
             if path is None:
@@ -172,8 +171,9 @@ def _moved(swap: Swap, path: str | None, attempt: Attempt | None, asked_at: floa
             if path is not None:
                 why = swap.why and f"it cannot be loaded from {swap.new}: {swap.why}; the former one is loaded again"
                 return replace(swap, stage=Stage.REFUSED, why=why or "somebody loaded it again from another path")
-            if failures <= swap.failures or attempt is None or attempt.failure is None:
+            if attempt is None or attempt.failure is None or attempt.failures <= swap.failures:
                 return swap
+            failures = attempt.failures
             if swap.stage is Stage.REVERTING:
                 return replace(swap, stage=Stage.LOADING, failures=failures, flips=swap.flips + 1)
             kept = 0 if swap.flips == 0 else failures

@@ -73,7 +73,6 @@ class _Stop(Exception):  # noqa: N818 - a control flow signal, never seen outsid
     """The rest of the file cannot be read."""
 
     def __init__(self, problem: Problem) -> None:
-        super().__init__(problem)
         self.problem = problem
 
 

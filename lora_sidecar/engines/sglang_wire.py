@@ -73,7 +73,7 @@ def _life(info: _Info) -> float | None:
     if not isinstance(took, float) or took <= 0:
         return None
     digest = hashlib.sha256(msgspec.json.encode((info.random_seed, took))).digest()
-    return float(int.from_bytes(digest[:6], "big"))
+    return float(int.from_bytes(digest[:6]))
 
 
 def classify_load(status: int, body: bytes) -> Accepted | Failure:

@@ -10,6 +10,7 @@ The answers of vLLM 0.32.0 were seen on a real server; those of other versions w
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -159,7 +160,7 @@ def _number(text: bytes) -> float | None:
         value = float(text)
     except ValueError:
         return None
-    return value if value == value and abs(value) != float("inf") else None  # noqa: PLR0124 - NaN differs from itself
+    return value if math.isfinite(value) else None
 
 
 def decode_is_sleeping(body: bytes) -> bool | None:
@@ -337,7 +338,7 @@ def _message(body: bytes) -> str:
         case {"error": {"message": str(text)}} | {"message": str(text)} | {"error": str(text)} | {"detail": str(text)}:
             return _unframed(text)
         case _:
-            return body[:_SEARCHED].decode("utf-8", "replace")
+            return body[:_SEARCHED].decode(errors="replace")
 
 
 def _folded(text: str) -> str:
@@ -346,8 +347,8 @@ def _folded(text: str) -> str:
 
 def _unframed(text: str) -> str:
     """A worker's sentence without the frame that vLLM puts around it."""
-    head, found, tail = text.partition(_FRAME)
-    return head + tail.replace(_FRAME_END, "") if found else text
+    head, _, tail = text.partition(_FRAME)
+    return head + tail.replace(_FRAME_END, "")
 
 
 def _named(status: int, text: str) -> str:

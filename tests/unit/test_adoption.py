@@ -62,6 +62,7 @@ def test_adopted_without_any_base_model_belongs_to_none() -> None:
         (AdoptConfig(roots=("/adapters",)), card("a", "/adapters/../etc"), "under none of policy.adopt.roots"),
         (AdoptConfig(roots=("/adapters",)), card("a", "/adapters-of-others/a"), "under none of policy.adopt.roots"),
         (AdoptConfig(roots=("/adapters",)), card("a", "adapters/a"), "under none of policy.adopt.roots"),
+        (AdoptConfig(roots=("/models/X",)), card("a", "/models/a"), "under none of policy.adopt.roots"),
     ],
 )
 def test_not_adopted_with_the_reason(rule: AdoptConfig, one: Listed, why: str) -> None:
