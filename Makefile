@@ -7,7 +7,7 @@
 #             both on Debian
 # make check-kubernetes  what config/kubernetes renders to, held against the schemas (needs kubectl)
 # make check-image       builds the image without a registry and runs it (`make image-tools` installs what it needs on Debian)
-# make mutation    changes the core in thousands of places, one at a time: does a test fail? (about an hour on two cores)
+# make mutation    changes the core in thousands of places, one at a time: does a test fail?
 # make test-vllm   the tests against a real vLLM on the CPU (installs it once, about 3.5 GB)
 
 PYTHON ?= python3
