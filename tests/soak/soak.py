@@ -25,6 +25,7 @@ from typing import Any
 import aiohttp
 from msgspec import Struct
 
+from lora_sidecar.adapter_state import AdapterState
 from tests.support.http_client import Api
 from tests.support.servers import Kind, RunningServer, ServerSpec
 from tests.support.sidecar import Sidecar, eventually, settings
@@ -156,6 +157,8 @@ class Soak:
         learned = sorted(self.expected & set(_NAMES))
         if learned:
             name = self._chance.choice(learned)
+            # What was loaded and not seen listed yet has failed to load, as far as anybody but us can tell.
+            await self._remembered()
             await self._api.unload(name)
             self.expected.discard(name)
             await self._remembered()
@@ -165,7 +168,8 @@ class Soak:
 
         async def look() -> bool:
             status = (await self.sidecar.get("/status")).json()
-            return {one["name"] for one in status["adapters"]["items"]} == self.expected
+            seen = {one["name"]: one["state"] for one in status["adapters"]["items"]}
+            return seen == dict.fromkeys(self.expected, AdapterState.LISTED.value)
 
         await eventually(look, f"the sidecar remembers {sorted(self.expected)}", 30.0)
 
