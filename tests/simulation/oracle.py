@@ -72,6 +72,8 @@ class Oracle:
         self._undeclared: set[str] = set()
         self._ever_declared: set[str] = set()
         self._listed_from: set[tuple[str, str]] = set()
+        self._not_received: set[str] = set()
+        """Loads that were decided on and that the server has not received."""
 
     def fail(self, promise: str) -> None:
         """Report a broken promise."""
@@ -271,6 +273,7 @@ class Oracle:
     def load_sent(self, adapter: Adapter, incarnation: int) -> None:
         """The restorer is about to load an adapter."""
         status, plan, now = self.status, self._plan, self._now
+        self._not_received.add(adapter.name)
         self._decided_on[adapter.name] = None if status is None else status.work.last
         if status is None or plan is None:
             return self.fail("restraint: a load before the first heartbeat ended")
@@ -350,7 +353,10 @@ class Oracle:
                 self.fail(f"restraint: the sidecar sent {method} {path}")
 
     def _check_load(self, asked: Mapping[str, object]) -> None:
-        world = self._world
+        world, name = self._world, str(asked["lora_name"])
+        if name not in self._not_received:
+            self.fail(f"no harm: the load of {name} is sent a second time, and nobody decided that")
+        self._not_received.discard(name)
         self._check_width()
         if "load_inplace" in asked:
             self.fail("no harm: a load in place")
