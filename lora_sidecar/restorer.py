@@ -30,6 +30,8 @@ one at a time, and one of 270 ms with two or more in flight.
 _FRESH: Final = 0.25
 _THRIFT: Final = 20
 """How long a look for requests counts at least, in seconds, and how many times its own cost until the next."""
+_TRUSTED: Final = 4.0
+"""Seconds after which a look counts no more, however long it took: requests arrive unasked."""
 
 
 class Restorer:
@@ -146,7 +148,7 @@ class Restorer:
             asked_at = self._now()
             quiet_at = await self._engine.quiet_since(oldest) if self.concurrency == "auto" else None
             pause = max(_FRESH, _THRIFT * (self._now() - asked_at))
-            self._quiet_until = float("-inf") if quiet_at is None else quiet_at + 2 * pause
+            self._quiet_until = float("-inf") if quiet_at is None else quiet_at + min(2 * pause, _TRUSTED)
             self._room.set()
             await asyncio.sleep(pause)
             oldest = self._now()

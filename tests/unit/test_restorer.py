@@ -129,6 +129,28 @@ async def test_four_at_a_time_without_traffic() -> None:
     assert names_of(engine) == NAMES
 
 
+class SlowToTell(Slow):
+    """An engine without requests that takes three seconds to say so."""
+
+    async def quiet_since(self, oldest: float) -> float | None:
+        """Quiet when it was asked."""
+        del oldest
+        asked_at = asyncio.get_running_loop().time()
+        await asyncio.sleep(3)
+        return asked_at
+
+
+async def test_an_old_word_of_no_traffic_counts_for_seconds_only() -> None:
+    """A slow look is seldom repeated, and is not believed until then: requests may have come meanwhile."""
+    engine = SlowToTell()
+    async with restoring(engine) as (restorer, finished):
+        restorer.offer(plan(NAMES))
+        await finished.wait()
+        # Three alone until the answer comes, four beside each other, and five alone again.
+        assert asyncio.get_running_loop().time() == pytest.approx(9.0, abs=0.1)
+    assert engine.most == 4
+
+
 async def test_one_at_a_time_with_traffic() -> None:
     """Each load is a pause for all inference: a server with requests has one at a time."""
     engine = Slow()
