@@ -105,13 +105,16 @@ PLOTS: dict[str, Callable[[Said, Any], None]] = {
 }
 
 
+_WITHOUT_A_SERVER = frozenset({"checkpoint", "fleet"})
+
+
 def draw(path: Path) -> None:
     """Draw one JSON file."""
     said: Said = msgspec.json.decode(path.read_bytes())
     figure, axes = plt.subplots(figsize=(7, 4.2), dpi=110, layout="constrained")
     PLOTS[said["name"]](said, axes)
     server = {"real": "vLLM 0.32.0", "fake": "the fake vLLM"}[said["server"]]
-    axes.set_title(f"{said['title']} ({server})" if said["name"] != "fleet" else said["title"], fontsize=11)
+    axes.set_title(said["title"] if said["name"] in _WITHOUT_A_SERVER else f"{said['title']} ({server})", fontsize=11)
     axes.grid(visible=True, alpha=0.3)
     figure.savefig(path.with_suffix(".png"))
     plt.close(figure)

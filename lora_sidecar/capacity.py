@@ -18,8 +18,7 @@ from lora_sidecar.model import Adapter
 from lora_sidecar.work import Attempt, Bar, Barred, Crowd
 
 EXCHANGES = 2
-"""Listings in which as many adapters vanished as we had loaded, after which that is taken for the engine's limit."""
-
+"""Exchanges in a circle, one of which pushes out what the next brings back, that are taken for the engine's limit."""
 
 TRIED_AGAIN = 3600.0
 """Seconds after which one more load is tried where nothing fitted."""
