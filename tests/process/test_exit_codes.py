@@ -170,7 +170,7 @@ from lora_sidecar.disk import Disk
 from lora_sidecar.reload import Reloader
 fsync = Disk.fsync
 def stuck(self, file):
-    print('{"event": "daemon.started", "saving": true}', flush=True)
+    tell(saving=True)
     threading.Event().wait()
 def getaddrinfo(*arguments, **more):
     threading.Event().wait()

@@ -28,14 +28,14 @@ STUCK_CONFIG = """
 import threading
 from lora_sidecar import cli, reload
 def read(path):
-    print('{"event": "daemon.started", "reading": true}', flush=True)
+    tell(reading=True)
     threading.Event().wait()
 reload.read = read
 """
 STUCK_NAMES = """
 import socket, threading
 def getaddrinfo(*arguments, **more):
-    print('{"event": "daemon.started", "asked": true}', flush=True)
+    tell(asked=True)
     threading.Event().wait()
 socket.getaddrinfo = getaddrinfo
 """
@@ -43,7 +43,7 @@ SLOW_SAVE = """
 import os, threading
 from lora_sidecar.disk import Disk
 def fsync(self, file):
-    print('{"event": "daemon.started", "saving": true}', flush=True)
+    tell(saving=True)
     threading.Event().wait(1.0)
     os.fsync(file)
 Disk.fsync = fsync

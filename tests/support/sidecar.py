@@ -30,6 +30,11 @@ DEADLINE = 20.0
 
 _POLL = 0.02
 _LONGEST_LINE = 1 << 20
+_TELL = """
+import json, os
+def tell(**fields):
+    os.write(1, json.dumps({"event": "daemon.started"} | fields).encode() + b"\\n")
+"""
 _MAIN = "import sys\nfrom lora_sidecar.cli import main\nsys.exit(main(sys.argv[1:]))\n"
 
 Line = Mapping[str, Any]
@@ -134,13 +139,14 @@ class Sidecar:
     ) -> None:
         """Start the process and return at once.
 
-        `prelude` is Python that runs in it before the command line does, `wrap` the program that starts it,
-        `stdout` a descriptor to log to instead of being read here.
+        `prelude` is Python that runs in it before the command line does, and may `tell` the reader of its log something
+        in one write, which no other thread's line gets into; `wrap` is the program that starts it, `stdout` a
+        descriptor to log to instead of being read here.
         """
         if self._process is not None and self._process.returncode is None:
             raise RuntimeError("the sidecar runs already")
         self.events = []
-        program = ["-c", prelude + "\n" + _MAIN] if prelude else ["-m", "lora_sidecar"]
+        program = ["-c", _TELL + prelude + "\n" + _MAIN] if prelude else ["-m", "lora_sidecar"]
         with self._stderr.open("ab") as stderr:
             self._process = await asyncio.create_subprocess_exec(
                 *(*wrap, sys.executable, "-W", "always::ResourceWarning", *program),
