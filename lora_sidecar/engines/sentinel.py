@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
+
+from lora_sidecar.engines.sockets import outgoing
 
 if TYPE_CHECKING:
     import ssl
@@ -139,7 +142,13 @@ class Sentinel:
             return transport
         parts = urlsplit(self._url)
         port = parts.port or (80 if self._context is None else 443)
-        transport, _ = await loop.create_connection(self._protocol, parts.hostname or "", port, ssl=self._context)
+        host = parts.hostname or ""
+        transport, _ = await loop.create_connection(
+            self._protocol,
+            ssl=self._context,
+            sock=await _dial(host, port),
+            server_hostname=None if self._context is None else host,
+        )
         return transport
 
     def _protocol(self) -> _Silence:
@@ -162,6 +171,25 @@ class Sentinel:
         for look in self._looks:
             look.cancel()
         self._looks = []
+
+
+async def _dial(host: str, port: int) -> socket.socket:
+    loop = asyncio.get_running_loop()
+    failure = OSError(f"{host} has no address")
+    for address in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        sock = outgoing(address)
+        try:
+            sock.setblocking(False)  # noqa: FBT003 - its name says what it is
+            await loop.sock_connect(sock, address[4])
+        except OSError as error:
+            sock.close()
+            failure = error
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    raise failure
 
 
 def _nobody() -> None:

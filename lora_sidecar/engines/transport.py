@@ -21,6 +21,7 @@ from msgspec import Struct
 
 from lora_sidecar import __version__
 from lora_sidecar.config import ServerConfig, TlsConfig
+from lora_sidecar.engines.sockets import outgoing
 from lora_sidecar.errors import SidecarError
 from lora_sidecar.model import Reason
 from lora_sidecar.offload import Offloader
@@ -231,7 +232,7 @@ def _connector(server: ServerConfig, context: ssl.SSLContext | None) -> tuple[st
     if server.url.startswith("unix://"):
         path = server.url.removeprefix("unix://")
         return "http://localhost", aiohttp.UnixConnector(path, force_close=True)
-    return server.url.rstrip("/"), aiohttp.TCPConnector(force_close=True, ssl=context or True)
+    return server.url.rstrip("/"), aiohttp.TCPConnector(force_close=True, ssl=context or True, socket_factory=outgoing)
 
 
 def ssl_context(tls: TlsConfig) -> ssl.SSLContext:

@@ -41,17 +41,22 @@ _DECLARED: list[dict[str, Any]] = [{"name": n, "path": f"/adapters/{n}", "requir
 _NAMES = [f"learned-{number}" for number in range(12)]
 _WARM_UP = 0.2
 _ALLOWED = 2.0
-_READINGS = 8
+_READINGS = 30
+"""Over a second and a half, so that no request under way is taken for a leak."""
 
 
 class Sample(Struct, frozen=True):
-    """What the process held in one quiet moment: minutes since the start, and the least of several readings."""
+    """What the process held in one quiet moment: minutes since the start, and the least of several readings.
+
+    `open` is what the descriptors were of, where that was the least.
+    """
 
     minute: float
     rss: float
     descriptors: int
     threads: int
     tasks: int
+    open: tuple[str, ...]
 
 
 class Soak:
@@ -221,14 +226,15 @@ class Soak:
             return
         await self.sidecar.answers("/readyz", 200)
         pid = self.sidecar.pid
-        readings = []
+        readings: list[tuple[float, tuple[str, ...], int, int]] = []
         for _ in range(_READINGS):
-            tasks = int((await self.sidecar.get("/metrics")).text.split()[1])
-            readings.append((_rss(pid), _entries(pid, "fd"), _entries(pid, "task"), tasks))
+            running = int((await self.sidecar.get("/metrics")).text.split()[1])
+            readings.append((_rss(pid), _descriptors(pid), _threads(pid), running))
             await asyncio.sleep(0.05)
-        held = [min(column) for column in zip(*readings, strict=True)]
+        rss, descriptors, threads, tasks = zip(*readings, strict=True)
+        least = min(descriptors, key=len)
         minute = (asyncio.get_running_loop().time() - self._began) / 60
-        self.samples.append(Sample(minute, held[0], int(held[1]), int(held[2]), int(held[3])))
+        self.samples.append(Sample(minute, min(rss), len(least), min(threads), min(tasks), least))
         self.counts["recoveries"] += len(self.sidecar.named("recovery.completed"))
         self.counts["adapters forgotten"] += len(self.sidecar.named("adapter.forgotten"))
         # The test's own memory is not the subject, but half an hour of log is a lot of it.
@@ -242,8 +248,20 @@ def _rss(pid: int) -> float:
     return pages * resource.getpagesize() / 2**20
 
 
-def _entries(pid: int, folder: str) -> int:
-    return len(os.listdir(f"/proc/{pid}/{folder}"))  # noqa: PTH208 - names suffice
+def _threads(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/task").iterdir()))
+
+
+def _descriptors(pid: int) -> tuple[str, ...]:
+    """What each descriptor of a process is of, a connection with the port that it goes to."""
+    lines = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
+    ports = {f"socket:[{columns[9]}]": int(columns[2].partition(":")[2], 16) for columns in map(str.split, lines)}
+    held = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            what = str(entry.readlink())
+            held.append(f"to port {ports[what]}" if what in ports else what.partition("[")[0])
+    return tuple(sorted(held))
 
 
 def report(soak: Soak, minutes: float) -> tuple[str, bool]:
@@ -261,6 +279,11 @@ def report(soak: Soak, minutes: float) -> tuple[str, bool]:
     steady = all(len({getattr(one, name) for one in kept}) == 1 for name in ("descriptors", "threads", "tasks"))
     lines.append(f"RSS after the warm-up: the second half's most is {grown:+.2f} MB of the first half's")
     lines.append("descriptors, threads and tasks: " + ("the same in every quiet moment" if steady else "NOT the same"))
+    usual = Counter(one.open for one in kept).most_common(1)[0][0]
+    for one in kept:
+        if one.open != usual:
+            more, fewer = Counter(one.open) - Counter(usual), Counter(usual) - Counter(one.open)
+            lines.append(f"{one.minute:6.1f}  more: {dict(more)}, fewer: {dict(fewer)}")
     return "\n".join(lines), grown < _ALLOWED and steady
 
 

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
+from random import SystemRandom
 from typing import Self
 
 from msgspec import Struct
@@ -26,6 +27,8 @@ from msgspec.structs import replace
 
 PYTHON_VARIABLE = "LORA_SIDECAR_VLLM_PYTHON"
 _POLL = 0.05
+_LOOK = 2.0
+_chance = SystemRandom()
 
 
 class Kind(StrEnum):
@@ -47,11 +50,12 @@ def available_kinds() -> tuple[Kind, ...]:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port of the loopback that was free a moment ago, and that the kernel gives to no outgoing connection."""
+    while True:
+        port = _chance.randrange(10_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class ServerSpec(Struct, frozen=True, kw_only=True):
@@ -204,21 +208,22 @@ class RunningServer:
             raise ServerFailedError(f"the server did not answer within {limit} s{self.log_tail()}") from None
 
     async def answers(self) -> bool:
-        """Whether /health answers 200; over TLS, whether the port takes connections."""
-        try:
-            if self.spec.uds:
-                reader, writer = await asyncio.open_unix_connection(self.spec.uds)
-            else:
-                reader, writer = await asyncio.open_connection("127.0.0.1", self.spec.port)
-        except OSError:
-            return False
+        """Whether /health answers 200 within two seconds; over TLS, whether the port takes connections."""
+        with suppress(OSError, TimeoutError):
+            async with asyncio.timeout(_LOOK):
+                return await self._is_healthy()
+        return False
+
+    async def _is_healthy(self) -> bool:
+        if self.spec.uds:
+            reader, writer = await asyncio.open_unix_connection(self.spec.uds)
+        else:
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.spec.port)
         try:
             if self.url.startswith("https:"):
                 return True
             writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             return b" 200 " in await reader.readline()
-        except OSError:
-            return False
         finally:
             writer.close()
             with suppress(OSError):

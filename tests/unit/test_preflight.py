@@ -75,12 +75,12 @@ async def test_a_hung_disk_is_met_before_the_engine_meets_it(tmp_path: Path, hun
 async def test_threads_that_hang_are_few(tmp_path: Path, hung: threading.Event) -> None:
     """However many folders hang, only so many threads do; then nothing is sent until one comes back."""
     checks = Preflight("vllm", config(timeout="100ms"))
-    before = threading.active_count()
+    before = frozenset(threading.enumerate())
     try:
         for number in range(STUCK + 3):
             folder = write_adapter(tmp_path / str(number) / "hung", layers=1)
             assert (await checks.inspect(at(folder), 1)).refusal is not None
-        assert threading.active_count() - before == STUCK
+        assert len(frozenset(threading.enumerate()) - before) == STUCK
         assert (await checks.inspect(at(write_adapter(tmp_path / "good", layers=1)), 1)).refusal is not None
     finally:
         hung.set()
@@ -89,12 +89,12 @@ async def test_threads_that_hang_are_few(tmp_path: Path, hung: threading.Event) 
 async def test_a_volume_that_hangs_leaves_threads_for_the_others(tmp_path: Path, hung: threading.Event) -> None:
     """Two folders beside each other that hang speak for the rest of their volume: it costs no more threads or time."""
     checks = Preflight("vllm", config(timeout="100ms"))
-    before = threading.active_count()
+    before = frozenset(threading.enumerate())
     try:
         for number in range(STUCK + 3):
             folder = write_adapter(tmp_path / "far" / f"hung{number}", layers=1)
             assert (await checks.inspect(at(folder), 1)).refusal is not None
-        assert threading.active_count() - before == STUCK_BESIDE
+        assert len(frozenset(threading.enumerate()) - before) == STUCK_BESIDE
         assert (await checks.inspect(at(write_adapter(tmp_path / "near" / "good", layers=1)), 1)).refusal is None
     finally:
         hung.set()
