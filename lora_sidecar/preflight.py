@@ -13,7 +13,6 @@ import hashlib
 import os
 import stat
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 from msgspec import Struct
@@ -38,6 +37,7 @@ from lora_sidecar.model import Adapter, Failure, FailureKind, Looked, Origin, Re
 from lora_sidecar.offload import NoThreadError
 from lora_sidecar.slots import Slots
 
+_WEIGHTS: Final = (SAFETENSORS, *PICKLES)
 _CONFIG_BYTES: Final = 1024 * 1024
 _HEADER_BYTES: Final = 8 * 1024 * 1024
 _PIECE: Final = 64 * 1024 * 1024
@@ -140,8 +140,8 @@ class Preflight:
 
 
 def _is_mistaken(path: str) -> bool:
-    folder = Path(path)
-    return is_visible(path) and folder.parent.is_dir() and not (folder / CONFIG).is_file()
+    above = os.path.dirname(path.rstrip("/"))
+    return is_visible(path) and os.path.isdir(above) and not os.path.isfile(os.path.join(path, CONFIG))
 
 
 def _inspect(
@@ -171,7 +171,7 @@ def _look(path: str, config: PreflightConfig, base: str | None, limits: Limits) 
 def read_base_shape(path: str) -> BaseShape | None:
     """The shapes of the base model in a folder or config.json; None where it cannot be read or is not understood."""
     try:
-        at = os.path.join(path, "config.json") if os.path.isdir(path) else path  # noqa: PTH118, PTH112 - text in, text out
+        at = os.path.join(path, "config.json") if os.path.isdir(path) else path
         found = _read(at, _CONFIG_BYTES)
     except OSError:
         return None
@@ -186,13 +186,13 @@ def read_folder(path: str) -> Folder | Finding | Unseen:
     if not is_visible(path):
         return Unseen("it is a hub id, which only the server resolves")
     try:
-        if not stat.S_ISDIR(Path(path).stat().st_mode):
-            where = os.path.join(path, CONFIG)  # noqa: PTH118 - text in, text out
+        if not stat.S_ISDIR(os.stat(path).st_mode):
+            where = os.path.join(path, CONFIG)
             return Finding(FailureKind.FILES, f"[Errno 20] Not a directory: {where!r}", "name the adapter's folder")
     except OSError as error:
         return Unseen(f"it cannot be seen from here: {os.strerror(error.errno or 0)}")
     try:
-        config = _read(os.path.join(path, CONFIG), _CONFIG_BYTES)  # noqa: PTH118
+        config = _read(os.path.join(path, CONFIG), _CONFIG_BYTES)
         return Folder(path, os.path.realpath(path), None if config is None else config[0], _weights(path))
     except PermissionError as error:
         return Unseen(f"its files cannot be read from here: {os.strerror(error.errno or 0)}")
@@ -205,8 +205,8 @@ def read_folder(path: str) -> Folder | Finding | Unseen:
 
 
 def _weights(path: str) -> Weights | None:
-    for name in (SAFETENSORS, *PICKLES):
-        at = os.path.join(path, name)  # noqa: PTH118
+    for name in _WEIGHTS:
+        at = os.path.join(path, name)
         found = _read(at, HEADER_LENGTH_BYTES)
         if found is None:
             continue
@@ -250,21 +250,14 @@ def is_visible(path: str) -> bool:
 
 def is_complete(path: str) -> bool:
     """Whether a folder has what an adapter needs; blocks on the disk."""
-    return _is_file(Path(path, CONFIG)) and any(_is_file(Path(path, name)) for name in (SAFETENSORS, *PICKLES))
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return stat.S_ISREG(path.stat().st_mode)
-    except OSError:
-        return False
+    return all(any(os.path.isfile(os.path.join(path, name)) for name in names) for names in ((CONFIG,), _WEIGHTS))
 
 
 def _warm(path: str, begin: int) -> int:
     """Read one piece of the weights; where the next one begins, -1 at the end or where there is nothing to read."""
-    for name in (SAFETENSORS, *PICKLES):
+    for name in _WEIGHTS:
         try:
-            file = os.open(os.path.join(path, name), _FLAGS)  # noqa: PTH118
+            file = os.open(os.path.join(path, name), _FLAGS)
         except OSError:
             continue
         try:
@@ -289,9 +282,9 @@ def _warm(path: str, begin: int) -> int:
 def fingerprint(path: str) -> str:
     """What tells these files from changed ones: size, time and inode of each; empty where there are none."""
     parts = []
-    for name in (CONFIG, SAFETENSORS, *PICKLES):
+    for name in (CONFIG, *_WEIGHTS):
         try:
-            found = Path(path, name).stat()
+            found = os.stat(os.path.join(path, name))
         except OSError:
             continue
         parts.append(f"{name} {found.st_size} {found.st_mtime_ns} {found.st_ino}")

@@ -54,6 +54,6 @@ class Slots:
     def _refuse(self, path: str) -> None:
         """Raise `TimeoutError` where a read of that path must be expected not to come back."""
         self._stuck = {stuck: slot for stuck, slot in self._stuck.items() if slot.busy}
-        beside = sum(os.path.dirname(stuck) == os.path.dirname(path) for stuck in self._stuck)  # noqa: PTH120 - text in, text out
+        beside = sum(os.path.dirname(stuck) == os.path.dirname(path) for stuck in self._stuck)
         if path in self._stuck or beside >= STUCK_BESIDE or len(self._stuck) >= STUCK:
             raise TimeoutError("earlier reads have not come back yet")

@@ -12,7 +12,6 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 from msgspec import Struct
@@ -109,8 +108,8 @@ class Survey:
 
     def _neighbours(self, path: str) -> tuple[str, ...]:
         """Other folders beside this one that were complete when last looked at."""
-        parent = os.path.dirname(path.rstrip("/"))  # noqa: PTH120 - text in, text out
-        beside = (one for one in self._places if one != path and os.path.dirname(one.rstrip("/")) == parent)  # noqa: PTH120
+        parent = os.path.dirname(path.rstrip("/"))
+        beside = (one for one in self._places if one != path and os.path.dirname(one.rstrip("/")) == parent)
         return tuple(beside)[:IN_TURN]
 
 
@@ -165,7 +164,7 @@ def _place(path: str) -> Place | None:
 def _device(path: str) -> int | None:
     """The device of a folder, None where there is none."""
     try:
-        found = Path(path).stat()
+        found = os.stat(path)
     except OSError:
         return None
     return found.st_dev if stat.S_ISDIR(found.st_mode) else None
@@ -174,7 +173,7 @@ def _device(path: str) -> int | None:
 def _absent(path: str) -> bool:
     """Whether the folder is known not to exist: any other error says nothing."""
     try:
-        Path(path).stat()
+        os.stat(path)
     except FileNotFoundError:
         return True
     except OSError:
@@ -183,4 +182,4 @@ def _absent(path: str) -> bool:
 
 
 def _parent(path: str) -> str:
-    return os.path.dirname(path.rstrip("/"))  # noqa: PTH120
+    return os.path.dirname(path.rstrip("/"))

@@ -13,7 +13,6 @@ import asyncio
 import errno
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import aiohttp
@@ -219,7 +218,8 @@ def _connect_reason(error: OSError) -> Reason:
 
 
 def _read_key(path: str) -> str:
-    with Path(path).open("rb") as file:
+    # pathlib interns the parts of a path, anew at each heartbeat.
+    with open(path, "rb") as file:  # noqa: PTH123
         key = file.read(KEY_CAP).decode("ascii").strip()
     if not key:
         raise ValueError("the file is empty")
