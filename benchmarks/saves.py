@@ -17,7 +17,8 @@ import msgspec
 from benchmarks import pods
 from benchmarks.figures import Figures, median
 from lora_sidecar.checkpoint import Store
-from lora_sidecar.codec import Checkpoint, Format, encode
+from lora_sidecar.codec import Checkpoint, Format
+from lora_sidecar.encoding import encode, pieces
 from lora_sidecar.lines import Lines
 from lora_sidecar.model import Adapter, Desired, Incarnation, Origin
 
@@ -86,7 +87,7 @@ def _row(folder: Path, count: int, format_: Format) -> tuple[object, ...]:
         _write_durably(folder, data)
         bare.append(time.perf_counter() - began)
         began = time.perf_counter()
-        encode(Checkpoint(number + 1, name, desired), format_, lines)
+        pieces(Checkpoint(number + 1, name, desired), format_, lines)
         encoding.append(time.perf_counter() - began)
     store.close()
     # The first of all meets what is not in any cache: of the disk, of the processor, of this program.

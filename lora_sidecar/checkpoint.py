@@ -19,6 +19,7 @@ import secrets
 import stat
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from enum import StrEnum
 from pathlib import Path
@@ -27,8 +28,9 @@ from urllib.parse import quote
 
 from msgspec import Struct
 
-from lora_sidecar.codec import MAX_BYTES, Checkpoint, Corrupt, Format, TooNew, decode, encode
+from lora_sidecar.codec import MAX_BYTES, Checkpoint, Corrupt, Format, TooNew, decode
 from lora_sidecar.disk import Disk, explained, open_lock, read_at, read_path
+from lora_sidecar.encoding import pieces
 from lora_sidecar.errors import CheckpointError, LockHeldError
 from lora_sidecar.lines import Lines
 
@@ -169,9 +171,9 @@ class Store:
         Raises CheckpointError. The old or the new generation is then in place, whole, and the save is to be repeated.
         """
         directory = self._attached()
-        data = encode(checkpoint, self._format, self._lines)
+        data = pieces(checkpoint, self._format, self._lines)
         current = self._path(self._current)
-        if len(data) > MAX_BYTES:
+        if sum(map(len, data)) > MAX_BYTES:
             hint = "lower policy.adopt.max, or use shorter adapter names"
             raise CheckpointError("write the checkpoint", current, f"it would be larger than {MAX_BYTES} bytes", hint)
         fresh, kept = (f".{self._stem}.{secrets.token_hex(8)}.tmp" for _ in range(2))
@@ -247,12 +249,13 @@ class Store:
         )
         raise LockHeldError("lock", self._path(name), "another process holds it", hint)
 
-    def _write(self, directory: int, name: str, data: bytes) -> None:
+    def _write(self, directory: int, name: str, data: Iterable[bytes]) -> None:
         file = self._disk.create(directory, name)
         try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[self._disk.write(file, rest) :]
+            for piece in data:
+                rest = memoryview(piece)
+                while rest:
+                    rest = rest[self._disk.write(file, rest) :]
             self._disk.fsync(file)
         finally:
             os.close(file)
@@ -268,7 +271,7 @@ class Store:
             data = read_at(directory, self._current)
             if not isinstance(data, bytes):
                 return False
-            self._write(directory, name, data)
+            self._write(directory, name, (data,))
         return True
 
     def _retire_other_format(self, directory: int, *, has_kept: bool) -> None:

@@ -1,13 +1,11 @@
-"""Checkpoint bytes to values and back, so that what was remembered is either read exactly or known to be damaged.
+"""Checkpoint bytes to values, so that what was remembered is either read exactly or known to be damaged.
 
 Two traps are guarded against. A checksum over the decoded object turns every new field into "corruption" after an
 upgrade; so the sum is over the bytes as they are in the file, and the version is looked at only after it. And a parser
 fed with a damaged file may crash, hang, or quietly read something else; so nothing is parsed before the sum holds, and
 whatever is wrong is a value with a reason, never an exception.
 
-Both formats are the same lines: two for the format and the sum, then one for each field and one for each adapter. Each
-value is JSON, in the YAML file too (which is valid YAML), so aliases, tags and implicit conversions cannot occur.
-`docs/checkpoint-format.md` is the specification.
+`encoding` is the way back. `docs/checkpoint-format.md` is the specification.
 """
 
 from __future__ import annotations
@@ -22,7 +20,6 @@ import msgspec
 from msgspec import Struct
 
 from lora_sidecar.digest import sha256
-from lora_sidecar.lines import Lines, dumped
 from lora_sidecar.model import Adapter, Desired, Incarnation, Origin, Paused, Suspect, Withdrawn
 
 Format = Literal["json", "yaml"]
@@ -31,8 +28,8 @@ VERSION = 1
 MAX_BYTES = 16 * 1024 * 1024
 
 _MAX_VERSION = 999_999
-_JSON_START = b'{"format": "lora-sidecar/checkpoint",\n'
-_YAML_START = b"format: lora-sidecar/checkpoint\n"
+JSON_START = b'{"format": "lora-sidecar/checkpoint",\n'
+YAML_START = b"format: lora-sidecar/checkpoint\n"
 _JSON_SUM = re.compile(rb'"sha256": "([0-9a-f]{64})",\n')
 _YAML_SUM = re.compile(rb"sha256: ([0-9a-f]{64})\n")
 _YAML_FIELD = re.compile(r"([a-z_0-9]+):(?: (.+))?")
@@ -123,33 +120,13 @@ class _CheckpointV1(Struct, frozen=True, forbid_unknown_fields=True):
     suspects: list[_SuspectV1] = []
 
 
-def encode(checkpoint: Checkpoint, format: Format, lines: Lines | None = None) -> bytes:  # noqa: A002 - the config's own word
-    """The file's bytes: the same for equal checkpoints. Never fails, whatever the names hold.
-
-    A start time that is not finite is stored as unknown. The result may be larger than `MAX_BYTES`, which `decode`
-    refuses. `lines` are those of the last checkpoint of this server, which make it faster and nothing else.
-    """
-    fields = _fields(checkpoint, Lines() if lines is None else lines).items()
-    # In pieces until the end: of 10,000 adapters each copy takes a millisecond.
-    pieces: list[bytes] = []
-    match format:
-        case "json":
-            for name, value in fields:
-                pieces += (b",\n" if pieces else b"", b'"%b": ' % name.encode(), *_json_value(value))
-            return _sealed(_JSON_START + b'"sha256": "%b",\n', [*pieces, b"\n}\n"])
-        case "yaml":
-            for name, value in fields:
-                pieces += (name.encode(), b":", *_yaml_value(value), b"\n")
-            return _sealed(_YAML_START + b"sha256: %b\n", pieces)
-
-
 def decode(data: bytes) -> Checkpoint | Corrupt | TooNew:
     """What a file's bytes say, in either format. Never raises."""
     payload = _payload(data)
     if isinstance(payload, Corrupt):
         return payload
     try:
-        tree = _json_tree(data) if data.startswith(_JSON_START) else _yaml_tree(payload)
+        tree = _json_tree(data) if data.startswith(JSON_START) else _yaml_tree(payload)
         version = tree.get("version")
         if type(version) is not int or not 1 <= version <= _MAX_VERSION:
             return Corrupt("its version is not a positive whole number")
@@ -168,85 +145,6 @@ def decode(data: bytes) -> Checkpoint | Corrupt | TooNew:
         return Corrupt(f"the checksum holds, but the content does not: {ascii(str(error))[1:-1]:.300}")
 
 
-def _fields(checkpoint: Checkpoint, lines: Lines) -> dict[str, bytes | list[bytes]]:
-    """Each field's value as JSON, or the items of a list as JSON each."""
-    desired = checkpoint.desired
-    start_time = desired.incarnation.start_time
-    if start_time is not None and not math.isfinite(start_time):
-        start_time = None
-    adapters, listed = lines.of(desired.adapters, desired.listed)
-    fields: dict[str, bytes | list[bytes]] = {
-        "version": _dumped(VERSION),
-        "generation": _dumped(checkpoint.generation),
-        "server": _dumped(checkpoint.server),
-        "incarnation": _dumped({"number": desired.incarnation.number, "start_time": start_time}),
-        "adapters": adapters,
-        "listed": listed,
-        "released": dumped({"name": name, "path": path} for name, path in sorted(desired.released.items())),
-    }
-    if desired.withdrawn:
-        fields["withdrawn"] = dumped(
-            {
-                "name": name,
-                "pending": one.pending,
-                "declared": None if one.declared is None else _adapter_fields(one.declared),
-            }
-            for name, one in sorted(desired.withdrawn.items())
-        )
-    if desired.paused is not None:
-        fields["paused"] = _dumped({"reason": desired.paused.reason})
-    if desired.suspects:
-        fields["suspects"] = dumped(
-            {"name": name, "path": one.path, "deaths": one.deaths, "accused": one.accused, "files": one.files}
-            for name, one in sorted(desired.suspects.items())
-        )
-    return fields
-
-
-def _adapter_fields(adapter: Adapter) -> _Tree:
-    fields: _Tree = {
-        "name": adapter.name,
-        "path": adapter.path,
-        "origin": adapter.origin,
-        "required": adapter.required,
-        "priority": adapter.priority,
-        "is_3d_lora_weight": adapter.is_3d_lora_weight,
-        "base": adapter.base,
-    }
-    if adapter.listed_as is not None:
-        fields["listed_as"] = adapter.listed_as
-    return fields
-
-
-def _dumped(value: object) -> bytes:
-    (line,) = dumped((value,))
-    return line
-
-
-def _sealed(header: bytes, payload: list[bytes]) -> bytes:
-    return b"".join((header % sha256(*payload).encode(), *payload))
-
-
-def _json_value(value: bytes | list[bytes]) -> tuple[bytes, ...]:
-    match value:
-        case bytes():
-            return (value,)
-        case []:
-            return (b"[]",)
-        case _:
-            return (b"[\n  ", b",\n  ".join(value), b"\n]")
-
-
-def _yaml_value(value: bytes | list[bytes]) -> tuple[bytes, ...]:
-    match value:
-        case bytes():
-            return (b" ", value)
-        case []:
-            return (b" []",)
-        case _:
-            return (b"\n- ", b"\n- ".join(value))
-
-
 def _payload(data: bytes) -> bytes | Corrupt:
     """The bytes that the sum covers, once it holds."""
     if not data:
@@ -255,10 +153,10 @@ def _payload(data: bytes) -> bytes | Corrupt:
         return Corrupt(f"it is larger than {MAX_BYTES} bytes")
     if not data.strip(b"\0"):
         return Corrupt("it holds only zero bytes, as after a power loss")
-    if data.startswith(_JSON_START):
-        header = _JSON_SUM.match(data, len(_JSON_START))
-    elif data.startswith(_YAML_START):
-        header = _YAML_SUM.match(data, len(_YAML_START))
+    if data.startswith(JSON_START):
+        header = _JSON_SUM.match(data, len(JSON_START))
+    elif data.startswith(YAML_START):
+        header = _YAML_SUM.match(data, len(YAML_START))
     else:
         return Corrupt("its first line is not that of a checkpoint")
     if header is None:

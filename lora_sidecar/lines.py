@@ -9,15 +9,21 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping
+from itertools import chain, compress, repeat
 from json.encoder import encode_basestring
-from operator import is_
+from operator import is_not
+from typing import Final
 
 from lora_sidecar.model import Adapter
 
 # Characters that YAML forbids or takes for line breaks, that UTF-8 cannot hold (lone surrogates), or that make a
 # terminal show another text than the file's. They only ever stand inside strings, where JSON lets them be escaped.
 _ESCAPED = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]")
+
+FEW: Final = 64
+"""So many changes are made one by one; each moves whatever stands behind it."""
 
 _BOOLEAN = ("false", "true")
 
@@ -26,36 +32,53 @@ _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class Lines:
-    """The lines of one checkpoint's adapters, as they were last asked for."""
+    """The lines of one checkpoint's adapters, as they were last asked for, in the order of their names."""
 
     def __init__(self) -> None:
-        self._made_of: dict[str, Adapter] = {}
-        self._lines: dict[str, bytes] = {}
-        self._names: dict[str, bytes] = {}
+        self._made_of: Mapping[str, Adapter] = {}
+        self._names: list[str] = []
+        self._lines: list[bytes] = []
+        self._quoted: list[bytes] = []
 
     def of(self, adapters: Mapping[str, Adapter], listed: Collection[str]) -> tuple[list[bytes], list[bytes]]:
         """A line for each adapter and one for each name that is `listed`, both in the order of the names.
 
-        Ten thousand go by here, most of them unchanged: what is done for each is done by `map`.
+        The mapping must not change afterwards: the next one is compared with it.
         """
-        names = sorted(adapters)
-        values = list(map(adapters.__getitem__, names))
-        same = list(map(is_, values, map(self._made_of.get, names)))
-        if not all(same):
-            self._write([value for value, known in zip(values, same, strict=True) if not known])
-        if len(self._made_of) > len(names):
-            for name in self._made_of.keys() - adapters.keys():
-                del self._made_of[name], self._lines[name], self._names[name]
-        known = names if listed == adapters.keys() else [name for name in names if name in listed]
+        self._follow(adapters)
+        if listed == adapters.keys():
+            return self._lines, self._quoted
+        known = [quoted for name, quoted in zip(self._names, self._quoted, strict=True) if name in listed]
         # Unlike what is desired, what was listed may have any name.
-        named = list(map(self._names.__getitem__, known)) if len(known) == len(listed) else dumped(sorted(listed))
-        return list(map(self._lines.__getitem__, names)), named
+        return self._lines, known if len(known) == len(listed) else dumped(sorted(listed))
 
-    def _write(self, adapters: list[Adapter]) -> None:
-        names = [adapter.name for adapter in adapters]
-        self._lines.update(zip(names, _sound(list(map(_adapter, adapters))), strict=True))
-        self._names.update(zip(names, _sound(list(map(_quoted, names))), strict=True))
-        self._made_of.update(zip(names, adapters, strict=True))
+    def _follow(self, adapters: Mapping[str, Adapter]) -> None:
+        """Ten thousand go by here, most of them unchanged: what is done for each is done by `map`."""
+        before = self._made_of
+        # What is new mostly stands behind what was there: in the same place is the same adapter, by its own name.
+        elsewhere = compress(adapters, chain(map(is_not, adapters.values(), before.values()), repeat(object=True)))
+        changed = [name for name in elsewhere if before.get(name) is not adapters[name]]
+        stale = {name for name in changed if name in before}
+        if len(before) - len(stale) + len(changed) > len(adapters):
+            stale |= before.keys() - adapters.keys()
+        self._made_of = adapters
+        lines = _sound([_adapter(adapters[name]) for name in changed])
+        fresh = list(zip(changed, lines, _sound(list(map(_quoted, changed))), strict=True))
+        if len(stale) + len(fresh) <= FEW:
+            for name in stale:
+                at = bisect_left(self._names, name)
+                del self._names[at], self._lines[at], self._quoted[at]
+            for name, line, quoted in fresh:
+                at = bisect_left(self._names, name)
+                self._names.insert(at, name)
+                self._lines.insert(at, line)
+                self._quoted.insert(at, quoted)
+            return
+        kept = zip(self._names, self._lines, self._quoted, strict=True)
+        rows = sorted([*(row for row in kept if row[0] not in stale), *fresh])
+        self._names = [name for name, _, _ in rows]
+        self._lines = [line for _, line, _ in rows]
+        self._quoted = [quoted for _, _, quoted in rows]
 
 
 def dumped(values: Iterable[object]) -> list[bytes]:

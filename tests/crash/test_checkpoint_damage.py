@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from lora_sidecar.checkpoint import Loaded, NoteKind, Store, read_file
-from lora_sidecar.codec import Format, decode, encode
+from lora_sidecar.codec import Format, decode
+from lora_sidecar.encoding import encode
 from lora_sidecar.errors import CheckpointError
 from tests.support.checkpoints import a_checkpoint, sealed_tree
 from tests.support.disks import FailingDisk, Steps

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from lora_sidecar.codec import Checkpoint, Corrupt, Format, TooNew, decode, encode
+from lora_sidecar.codec import Checkpoint, Corrupt, Format, TooNew, decode
+from lora_sidecar.encoding import encode
 from lora_sidecar.model import Adapter, Desired, Incarnation, Origin, Paused, Suspect, Withdrawn
 from tests.support.checkpoints import sealed, sealed_tree
 

@@ -7,7 +7,7 @@ import pytest
 
 from lora_sidecar import __version__
 from lora_sidecar.cli import DEFAULT_CONFIG, main
-from lora_sidecar.codec import encode
+from lora_sidecar.encoding import encode
 from tests.support.checkpoints import a_checkpoint, sealed_tree
 
 Captured = pytest.CaptureFixture[str]

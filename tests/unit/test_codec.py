@@ -12,7 +12,8 @@ import yaml
 from msgspec.structs import replace
 
 from lora_sidecar import codec
-from lora_sidecar.codec import MAX_BYTES, VERSION, Checkpoint, Corrupt, Format, TooNew, decode, encode
+from lora_sidecar.codec import MAX_BYTES, VERSION, Checkpoint, Corrupt, Format, TooNew, decode
+from lora_sidecar.encoding import encode
 from lora_sidecar.model import Adapter, Desired, Incarnation, Origin, Paused, Suspect, Withdrawn
 from tests.support.checkpoints import a_checkpoint, sealed, sealed_tree
 

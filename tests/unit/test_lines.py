@@ -8,8 +8,9 @@ import pytest
 from msgspec.structs import replace
 
 from lora_sidecar import digest, lines
-from lora_sidecar.codec import Checkpoint, encode
+from lora_sidecar.codec import Checkpoint
 from lora_sidecar.digest import LONG, sha256
+from lora_sidecar.encoding import encode, pieces
 from lora_sidecar.lines import Lines
 from lora_sidecar.model import Adapter, Desired, Incarnation, Origin
 
@@ -74,7 +75,7 @@ def test_a_checkpoint_with_kept_lines_is_the_same_file() -> None:
         {"\ud800\x7f\n": Adapter("\ud800\x7f\n", "é", Origin.LEARNED)},
     ):
         checkpoint = Checkpoint(1, "vllm", Desired(adapters, Incarnation(1), frozenset(adapters)))
-        assert [encode(checkpoint, "json", kept), encode(checkpoint, "yaml", kept)] == [
+        assert [b"".join(pieces(checkpoint, "json", kept)), b"".join(pieces(checkpoint, "yaml", kept))] == [
             encode(checkpoint, "json"),
             encode(checkpoint, "yaml"),
         ]

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lora_sidecar.codec import Checkpoint
+from lora_sidecar.encoding import encode, pieces
+from lora_sidecar.lines import FEW, Lines
+from lora_sidecar.model import Adapter, Desired, Incarnation, Origin
+
+NAMES = [f"a{number}" for number in range(2 * FEW)]
+STEPS = st.lists(
+    st.tuples(
+        st.sets(st.sampled_from(NAMES), max_size=5) | st.just(set(NAMES)),
+        st.sets(st.sampled_from(NAMES), max_size=5) | st.just(set(NAMES)),
+        st.sets(st.sampled_from([*NAMES, "gone"]), max_size=3) | st.none(),
+        st.booleans(),
+    ),
+    max_size=8,
+)
+
+
+@given(STEPS)
+def test_lines_kept_over_any_changes_are_those_of_the_file(
+    steps: list[tuple[set[str], set[str], set[str] | None, bool]],
+) -> None:
+    """Whatever is added, replaced, removed or put in another order, few or many at a time: the bytes are the same."""
+    kept = Lines()
+    adapters: dict[str, Adapter] = {}
+    for number, (gone, fresh, listed, turned) in enumerate(steps):
+        adapters = {name: one for name, one in adapters.items() if name not in gone}
+        adapters |= {name: Adapter(name, f"/{number}", Origin.LEARNED) for name in fresh}
+        if turned:
+            adapters = dict(reversed(adapters.items()))
+        names = frozenset(adapters if listed is None else listed)
+        checkpoint = Checkpoint(number, "vllm", Desired(dict(adapters), Incarnation(1), names))
+
+        assert b"".join(pieces(checkpoint, "json", kept)) == encode(checkpoint, "json")
