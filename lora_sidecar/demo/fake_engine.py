@@ -55,6 +55,7 @@ class FakeEngine:
         self._turn = asyncio.Lock()
         self._death = asyncio.Event()
         self.requests = 0
+        self.tokens = 0
         self._running = asyncio.Event()
         self._running.set()
         # Held here so that a request which waits for ever is not collected as garbage.
@@ -143,6 +144,7 @@ class FakeEngine:
         try:
             if await self._until_death(self._complete(path, identity)) is None:
                 raise EngineDeadError
+            self.tokens += 1
         finally:
             self.requests -= 1
 

@@ -18,9 +18,10 @@ def metrics_text(
     now: float,
     sleep_level: int | None,
     requests: int,
+    tokens: int,
     lora_requests: Sequence[str],
 ) -> str:
-    """The metrics as text; times are Unix seconds, `requests` how many run now.
+    """The metrics as text; times are Unix seconds, `requests` how many run now, `tokens` how many were generated.
 
     `lora_requests` are the adapters that a request has named so far.
     """
@@ -42,6 +43,12 @@ def metrics_text(
             "gauge",
             "Number of requests waiting to be processed.",
             [(f"{{{labels}}}", "0.0")],
+        ),
+        *_family(
+            "vllm:generation_tokens_total",
+            "counter",
+            "Number of generation tokens processed.",
+            [(f"{{{labels}}}", f"{tokens}.0")],
         ),
         *_family(
             "vllm:engine_sleep_state",

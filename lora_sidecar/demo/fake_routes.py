@@ -193,6 +193,7 @@ class Routes:
             now=self.now,
             sleep_level=self.engine.asleep,
             requests=self.engine.requests,
+            tokens=self.engine.tokens,
             lora_requests=sorted(self._lora_requests),
         )
         return web.Response(body=text.encode(), headers={"Content-Type": "text/plain; version=1.0.0; charset=utf-8"})

@@ -21,6 +21,7 @@ from lora_sidecar.config import Config, ServerConfig
 from lora_sidecar.engines.answers import absent_base, kept, refusal, unanswered, unknown, unlisted
 from lora_sidecar.engines.pulse import PulseMeter, note
 from lora_sidecar.engines.sentinel import Sentinel
+from lora_sidecar.engines.stillness import Stillness
 from lora_sidecar.engines.transport import Broken, Reply, Transport
 from lora_sidecar.engines.vllm_wire import (
     BadListing,
@@ -77,7 +78,7 @@ class Vllm:
         self._meter = PulseMeter(now)
         self._listings = Listings()
         self._sleepless = False
-        self._quiet_at = float("-inf")
+        self._stillness = Stillness()
         self.apply(config)
 
     def apply(self, config: Config) -> None:
@@ -193,10 +194,10 @@ class Vllm:
         return kept(classify_load(reply.status, reply.body), reply)
 
     async def quiet_since(self, oldest: float) -> float | None:
-        """See `engines.Engine.quiet_since`; `vllm:num_requests_running` and `_waiting` on `/metrics` tell."""
-        if self._quiet_at < oldest:
+        """See `engines.Engine.quiet_since`; on `/metrics` the numbers of requests and of tokens tell."""
+        if self._stillness.seen_at < oldest:
             await self._vitals()
-        return self._quiet_at if self._quiet_at >= oldest else None
+        return self._stillness.seen_at if self._stillness.seen_at >= oldest else None
 
     async def unload(self, name: str) -> Accepted | Failure:
         """See `engines.Engine.unload`."""
@@ -241,7 +242,7 @@ class Vllm:
         asked_at = self._now()
         reply = await self._transport.get("/metrics", self._probe_timeout)
         vitals = decode_metrics(reply.body) if isinstance(reply, Reply) and reply.ok else Vitals()
-        self._quiet_at = asked_at if vitals.requests == 0 else float("-inf")
+        self._stillness.note(asked_at, vitals.requests, vitals.tokens)
         return vitals
 
     async def _has_no_sleep_route(self) -> bool:

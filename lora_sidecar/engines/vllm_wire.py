@@ -122,6 +122,7 @@ def _listing_of(cards: list[_Card]) -> Listing | BadListing:
 
 _START_TIME = re.compile(rb"^process_start_time_seconds(?:\{[^}]*\})? (\S+)", re.MULTILINE)
 _REQUESTS = re.compile(rb"^vllm:num_requests_(running|waiting)(?:\{[^}]*\})? (\S+)", re.MULTILINE)
+_TOKENS = re.compile(rb"^vllm:(?:prompt|generation)_tokens_total(?:\{[^}]*\})? (\S+)", re.MULTILINE)
 _REQUEST_STATES = frozenset({b"running", b"waiting"})
 _SLEEP_STATE = re.compile(rb'^vllm:engine_sleep_state\{[^}]*sleep_state="([a-z_]+)"[^}]*\} (\S+)', re.MULTILINE)
 
@@ -129,16 +130,18 @@ _SLEEP_STATE = re.compile(rb'^vllm:engine_sleep_state\{[^}]*sleep_state="([a-z_]
 class Vitals(Struct, frozen=True):
     """What `/metrics` tells: when the process started (Unix seconds), whether every engine is awake; None is unsaid.
 
-    `requests` counts those that run or wait, of all engines (vLLM 0.32.0: 0 when idle, 1 during one stream).
+    `requests` counts those that run or wait, of all engines (vLLM 0.32.0: 0 when idle, 1 during one stream), `tokens`
+    those of prompts and answers since the start.
     """
 
     start_time: float | None = None
     awake: bool | None = None
     requests: float | None = None
+    tokens: float | None = None
 
 
 def decode_metrics(body: bytes) -> Vitals:
-    """Read the two families that matter out of `/metrics`, wherever they stand (vLLM 0.11.1 and later have both).
+    """Read the families that matter out of `/metrics`, wherever they stand (vLLM 0.11.1 and later have both).
 
     More than one start time means that several processes answer under one name: then it identifies nothing. A body
     that does not end with a line feed was cut short, maybe in the middle of a number, and says nothing.
@@ -152,7 +155,9 @@ def decode_metrics(body: bytes) -> Vitals:
     counts = [(state, _number(value)) for state, value in _REQUESTS.findall(body)]
     told = len({state for state, value in counts if value is not None}) == len(_REQUEST_STATES)
     requests = sum(value or 0.0 for _, value in counts) if told else None
-    return Vitals(starts.pop() if len(starts) == 1 else None, awake, requests)
+    tokens = [_number(value) for value in _TOKENS.findall(body)]
+    counted = sum(value or 0.0 for value in tokens) if tokens and None not in tokens else None
+    return Vitals(starts.pop() if len(starts) == 1 else None, awake, requests, counted)
 
 
 def _number(text: bytes) -> float | None:

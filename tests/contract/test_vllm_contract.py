@@ -560,12 +560,22 @@ async def test_log_probabilities_of_one_token(api: Api, folders: Folders, name: 
     assert first["top_logprobs"] != adapter["top_logprobs"]
 
 
-async def test_requests_under_way_are_told(api: Api) -> None:
-    """/metrics has how many requests run and wait, both 0 on an idle server."""
-    found = re.findall(
-        r"^vllm:num_requests_(running|waiting)\{[^}]*\} (\S+)", (await api.get("/metrics")).text, re.MULTILINE
-    )
-    assert sorted(found) == [("running", "0.0"), ("waiting", "0.0")]
+async def test_tokens_are_counted(api: Api) -> None:
+    """/metrics counts the tokens of an answer, within a moment: that is how a server between two requests is told."""
+
+    async def counted() -> float:
+        text = (await api.get("/metrics")).text
+        found = re.findall(r"^vllm:generation_tokens_total\{[^}]*\} (\S+)", text, re.MULTILINE)
+        assert len(found) == 1
+        return float(found[0])
+
+    before = await counted()
+    assert (await api.complete("base")).status == 200
+
+    async def more() -> bool:
+        return await counted() > before
+
+    await eventually(more, 5.0)
 
 
 async def test_completion_of_an_unloaded_adapter(api: Api, folders: Folders, name: str) -> None:

@@ -208,6 +208,23 @@ def test_sleep_is_read_from_a_plain_answer_alone(body: bytes, asleep: bool | Non
     assert decode_is_sleeping(body) is asleep
 
 
+@pytest.mark.parametrize(
+    ("body", "tokens"),
+    [
+        (b"", None),
+        (b'vllm:prompt_tokens_total{engine="0"} 7.0\nvllm:generation_tokens_total{engine="0"} 5.0\n', 12.0),
+        (b'vllm:generation_tokens_total{engine="0"} 5.0\nvllm:generation_tokens_total{engine="1"} 1.0\n', 6.0),
+        (b"vllm:prompt_tokens_total 0.0\nvllm:generation_tokens_total 0.0\n", 0.0),
+        (b"vllm:prompt_tokens_total 7.0\nvllm:generation_tokens_total NaN\n", None),
+        (b"vllm:prompt_tokens_created 7.0\n", None),
+        (b"# vllm:prompt_tokens_total 7.0\n", None),
+    ],
+)
+def test_tokens_of_every_engine_are_counted_together(body: bytes, tokens: float | None) -> None:
+    """What one engine does not say is not zero: then nothing is known of any."""
+    assert decode_metrics(body).tokens == tokens
+
+
 @pytest.mark.parametrize("length", range(len(b"process_start_time_seconds 1.79536439651e+09")))
 def test_metrics_that_were_cut_short_say_nothing(length: int) -> None:
     """Half of a number is another number, and the same for two lives of the server."""
