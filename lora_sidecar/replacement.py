@@ -212,6 +212,8 @@ def retire(
             reasons[name] = refused
         elif desired.paused is not None:
             reasons[name] = _PAUSED
+        elif (attempt := work.attempts.get(name)) and attempt.failure and attempt.not_before > now:
+            reasons[name] = f"it waits, for its last load failed: {attempt.failure.message}"
         elif steady and not any(swap.stage in _UNDER_WAY for swap in swaps.values()):
             swaps[name] = Swap(path, adapter.path)
             reasons[name] = "it is being replaced"

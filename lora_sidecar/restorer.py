@@ -30,6 +30,8 @@ one at a time, and one of 270 ms with two or more in flight.
 _FRESH: Final = 0.25
 _THRIFT: Final = 20
 """How long a look for requests counts at least, in seconds, and how many times its own cost until the next."""
+_BUSY: Final = 1.0
+"""Seconds until the next look at a server that has requests: each look is work for the process that answers them."""
 _TRUSTED: Final = 4.0
 """Seconds after which a look counts no more, however long it took: requests arrive unasked."""
 
@@ -61,7 +63,7 @@ class Restorer:
         self._sending: dict[tuple[str, int], Adapter] = {}
         self._room = asyncio.Event()
         self._accepted_in: int | None = None
-        self._quiet_until = float("-inf")
+        self._trust = 0.0
         self._sent = False
         self._withheld = False
         self.concurrency: int | Literal["auto"] = "auto"
@@ -138,7 +140,7 @@ class Restorer:
         if plan.work.recovery is not None and plan.work.recovery.restarts > 1:
             return 1
         if self.concurrency == "auto":
-            return _AT_ONCE if self._now() < self._quiet_until else 1
+            return _AT_ONCE if self._now() < self._engine.quiet_at + self._trust else 1
         return self.concurrency
 
     async def _listen_for_traffic(self) -> None:
@@ -146,9 +148,11 @@ class Restorer:
         oldest = self._now() - _FRESH
         while True:
             asked_at = self._now()
-            quiet_at = await self._engine.quiet_since(oldest) if self.concurrency == "auto" else None
-            pause = max(_FRESH, _THRIFT * (self._now() - asked_at))
-            self._quiet_until = float("-inf") if quiet_at is None else quiet_at + min(2 * pause, _TRUSTED)
+            if self.concurrency == "auto":
+                await self._engine.look_for_requests(oldest)
+            is_quiet = self._engine.quiet_at >= oldest
+            pause = max(_FRESH if is_quiet else _BUSY, _THRIFT * (self._now() - asked_at))
+            self._trust = min(2 * pause, _TRUSTED)
             self._room.set()
             await asyncio.sleep(pause)
             oldest = self._now()

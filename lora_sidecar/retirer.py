@@ -47,6 +47,11 @@ class Retirer:
         if plan.retires:
             self._offered.set()
 
+    def forestall(self) -> None:
+        """Retire nothing more until the next plan, since what is wanted has changed."""
+        if self._plan is not None:
+            self._plan = replace(self._plan, retires=())
+
     def drain(self) -> tuple[Retired, ...]:
         """What ended since the last call."""
         ended, self._ended = tuple(self._ended), []

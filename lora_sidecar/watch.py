@@ -98,6 +98,8 @@ class Watch:
     def reconfigure(self, config: Config) -> None:
         """Go by another config from the next heartbeat on, which is now."""
         self._wanted = config
+        # The next plan may take seconds, while the server is slow to answer.
+        self.retirer.forestall()
         self.look()
 
     def look(self) -> None:

@@ -72,11 +72,13 @@ class Engine(Protocol):
         """
         ...
 
-    async def quiet_since(self, oldest: float) -> float | None:
-        """When the server was last seen to have no request to answer, if not before `oldest`; it is asked if need be.
+    @property
+    def quiet_at(self) -> float:
+        """When the server was seen to have no request to answer; minus infinity once it has some, or will not say."""
+        ...
 
-        None where it has some, or where that cannot be known.
-        """
+    async def look_for_requests(self, oldest: float) -> None:
+        """Find out whether the server has requests, unless it was seen to have none at `oldest` or later."""
         ...
 
     async def unload(self, name: str) -> Accepted | Failure:

@@ -98,9 +98,15 @@ class Auto:
         """See `engines.Engine.ask`."""
         return _SILENT if self._current is None else await self._current.ask(model, prompt, deadline)
 
-    async def quiet_since(self, oldest: float) -> float | None:
-        """See `engines.Engine.quiet_since`."""
-        return None if self._current is None else await self._current.quiet_since(oldest)
+    @property
+    def quiet_at(self) -> float:
+        """See `engines.Engine.quiet_at`."""
+        return float("-inf") if self._current is None else self._current.quiet_at
+
+    async def look_for_requests(self, oldest: float) -> None:
+        """See `engines.Engine.look_for_requests`."""
+        if self._current is not None:
+            await self._current.look_for_requests(oldest)
 
     async def observe(self, trusted: Observed | None) -> Observation:
         """See `engines.Engine.observe`. Unless the listing is the trusted one, the server is asked again what it is."""

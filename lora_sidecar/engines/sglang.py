@@ -101,10 +101,13 @@ class Sglang:
         del model, prompt, deadline
         return NoAnswer("proof by inference is for vLLM alone")
 
-    async def quiet_since(self, oldest: float) -> float | None:
-        """See `engines.Engine.quiet_since`. Never: SGLang serves its metrics only if it was told to."""
-        del oldest
-        return None
+    @property
+    def quiet_at(self) -> float:
+        """See `engines.Engine.quiet_at`. Never: SGLang serves its metrics only if it was told to."""
+        return float("-inf")
+
+    async def look_for_requests(self, oldest: float) -> None:
+        """See `engines.Engine.look_for_requests`. There is nowhere to look."""
 
     async def observe(self, trusted: Observed | None) -> Observation:
         """See `engines.Engine.observe`."""

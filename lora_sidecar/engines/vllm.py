@@ -193,11 +193,15 @@ class Vllm:
             return unanswered(reply)
         return kept(classify_load(reply.status, reply.body), reply)
 
-    async def quiet_since(self, oldest: float) -> float | None:
-        """See `engines.Engine.quiet_since`; on `/metrics` the numbers of requests and of tokens tell."""
+    @property
+    def quiet_at(self) -> float:
+        """See `engines.Engine.quiet_at`."""
+        return self._stillness.seen_at
+
+    async def look_for_requests(self, oldest: float) -> None:
+        """See `engines.Engine.look_for_requests`; on `/metrics` the numbers of requests and of tokens tell."""
         if self._stillness.seen_at < oldest:
             await self._vitals()
-        return self._stillness.seen_at if self._stillness.seen_at >= oldest else None
 
     async def unload(self, name: str) -> Accepted | Failure:
         """See `engines.Engine.unload`."""

@@ -66,10 +66,13 @@ class Calm:
         return await self._stays_settled()
 
     def _has_flapped(self) -> bool:
-        """Whether so many lives of the server began lately; one that tells no start time may only seem to have."""
+        """Whether so many lives of the server began lately; an outage of one that tells no start time may be one."""
         world = self._world
-        births = [at for at, who, what in world.history if who == "server" and what.endswith("listens")]
-        return not world.traits.start.tells_start_time or sum(world.now - at < WINDOW for at in births) >= LIVES
+        lately = [(who, what) for at, who, what in world.history if world.now - at < WINDOW]
+        births = sum(who == "server" and what.endswith("listens") for who, what in lately)
+        told = [what for who, what in lately if who == "sidecar" and what.startswith("server.restarted")]
+        guessed = any("'evidence': 'outage'" in what for what in told)
+        return not world.traits.start.tells_start_time or births >= LIVES or (guessed and len(told) >= LIVES)
 
     def _bound(self) -> float:
         """Seconds within which everything must be back: the longest wait, one load under way, and all loads.
@@ -117,8 +120,11 @@ class Calm:
             return "a replacement is under way"
         told = status.work.path_reasons
         for name, adapter in world.adapters.items():
-            if name in listed and not same_path(listed[name], adapter["path"]) and name not in told:
-                return f"{name} is listed from {listed[name]}, and nothing says why"
+            if name in listed and not same_path(listed[name], adapter["path"]):
+                if name not in told:
+                    return f"{name} is listed from {listed[name]}, and nothing says why"
+                if told[name].startswith("it waits"):
+                    return f"{name} is not replaced yet: {told[name]}"
         left = sorted(name for name, path in status.desired.released.items() if listed.get(name) == path)
         return f"not pruned: {left}" if left and world.traits.prunes and world.adapters else ""
 

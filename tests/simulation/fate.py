@@ -179,8 +179,8 @@ class Fate:
             del world.adapters[name]
             world.oracle.undeclared(name)
         else:
-            world.oracle.declared(name)
             world.adapters[name] = {"path": self._path(name), "required": rng.random() < 0.5}
+            world.oracle.declared(name)
         world.say("operator", f"declares {world.adapters}")
         world.reconfigure()
         return True
@@ -193,6 +193,7 @@ class Fate:
         world.adapters[name] = world.adapters[name] | {
             "path": f"/adapters/{name}" + self._rng.choice(("", "-v2", "-v3"))
         }
+        world.oracle.declared(name)
         world.say("operator", f"declares {world.adapters}")
         world.reconfigure()
         return True

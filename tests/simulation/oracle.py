@@ -236,7 +236,10 @@ class Oracle:
         self._undeclared.add(name)
 
     def declared(self, name: str) -> None:
-        """The config names an adapter."""
+        """The config names an adapter; with another path it deserves a fresh start."""
+        failures = self._failures.get(name)
+        if failures is not None and failures.adapter.path != self._world.adapters[name]["path"]:
+            del self._failures[name]
         self._undeclared.discard(name)
         self._ever_declared.add(name)
 
@@ -371,14 +374,16 @@ class Oracle:
 
     def _check_unload(self, name: str) -> None:
         """Only what the config gives another path, or names no more, and only where the policy says so."""
-        traits, declared = self._world.traits, self._world.adapters.get(name)
+        traits = self._world.traits
+        # What was sent before the config changed is on its way.
+        declared = [config.get(name) for config in self._world.configs_within(_ROUND_TRIP)]
         status = self.status
         listed = {} if status is None or status.work.last is None else status.work.last.adapters
         paths = {card.path for card in listed if card.name == name}
         moved = (
             traits.replaces
             and name in self._ever_declared
-            and any(declared is None or not same_path(path, declared["path"]) for path in paths)
+            and any(one is None or not same_path(path, one["path"]) for path in paths for one in declared)
         )
         # A config that was changed a moment ago is not in force yet.
         left = status is not None and name in status.desired.released

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
@@ -160,6 +160,8 @@ class World:
         self.error: BaseException | None = None
         self.over = asyncio.Event()
         self.adapters: dict[str, dict[str, Any]] = {}
+        self._declared: Mapping[str, Mapping[str, Any]] = {}
+        self._former: list[tuple[float, Mapping[str, Mapping[str, Any]]]] = []
         self.shelf = Shelf()
         self.server = Server(traits.start, self.shelf, Random(f"server {seed}"), self.say)
         self.server.load_seconds = traits.load_seconds
@@ -213,9 +215,15 @@ class World:
 
     def reconfigure(self) -> None:
         """Have the sidecar go by the adapters that are declared now."""
+        self._former.append((self.now, self._declared))
+        self._declared = dict(self.adapters)
         self.config = self._config()
         if self.sidecar is not None:
             self.sidecar.watch.reconfigure(self.config)
+
+    def configs_within(self, seconds: float) -> list[Mapping[str, Mapping[str, Any]]]:
+        """What the config declares, and what it declared within the last seconds."""
+        return [self.adapters, *(config for until, config in self._former if until >= self.now - seconds)]
 
     def start_sidecar(self) -> None:
         """Begin a life of the sidecar."""

@@ -62,10 +62,14 @@ class Slow:
             self.in_flight -= 1
         return self.results.get(adapter.name, Accepted())
 
-    async def quiet_since(self, oldest: float) -> float | None:
+    @property
+    def quiet_at(self) -> float:
         """Quiet right now, or not."""
+        return float("-inf") if self.busy else asyncio.get_running_loop().time()
+
+    async def look_for_requests(self, oldest: float) -> None:
+        """Nothing has to be asked."""
         del oldest
-        return None if self.busy else asyncio.get_running_loop().time()
 
     @property
     def pulse(self) -> Pulse:
@@ -132,12 +136,19 @@ async def test_four_at_a_time_without_traffic() -> None:
 class SlowToTell(Slow):
     """An engine without requests that takes three seconds to say so."""
 
-    async def quiet_since(self, oldest: float) -> float | None:
+    asked_at = float("-inf")
+
+    @property
+    def quiet_at(self) -> float:
         """Quiet when it was asked."""
+        return self.asked_at
+
+    async def look_for_requests(self, oldest: float) -> None:
+        """The answer takes three seconds."""
         del oldest
         asked_at = asyncio.get_running_loop().time()
         await asyncio.sleep(3)
-        return asked_at
+        self.asked_at = asked_at
 
 
 async def test_an_old_word_of_no_traffic_counts_for_seconds_only() -> None:
