@@ -147,6 +147,24 @@ def test_files_that_are_not_there_yet_are_waited_for() -> None:
     assert retires(world) == ["sql"]
 
 
+def test_nothing_that_works_is_given_up_for_what_has_just_failed() -> None:
+    """The declared path failed, and somebody loaded the adapter from another one: it stays until a next try is due."""
+    world = World(policy=rules(retire=Rule("safe")))
+    world.declare(declared("sql", path=NEW.path))
+    world.see(version=SAFE)
+    for _ in range(4):
+        world.ended("sql", failure(FailureKind.FILES), late=0.0)
+        world.see(version=SAFE, after=0.1)
+    due_at = world.work.attempts["sql"].not_before
+
+    world.see(OLD, version=SAFE, after=0.1)
+    assert retires(world) == []
+    assert "it waits, for its last load failed" in why(world)
+
+    world.see(OLD, version=SAFE, after=due_at - world.now)
+    assert retires(world) == ["sql"]
+
+
 def test_what_somebody_loads_again_from_elsewhere_stays() -> None:
     """Once replaced in a life, it is not replaced again in that life, so that two controllers do not fight."""
     world = changed()

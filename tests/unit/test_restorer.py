@@ -151,6 +151,21 @@ class SlowToTell(Slow):
         self.asked_at = asked_at
 
 
+async def test_news_of_a_request_counts_at_once() -> None:
+    """A heartbeat sees the first request just before the next loads are sent: only one of them is."""
+    engine = Slow()
+    async with restoring(engine) as (restorer, finished):
+        restorer.offer(plan(NAMES))
+        await asyncio.sleep(1.99)
+        assert engine.in_flight == 4
+        engine.busy = True
+        await asyncio.sleep(0.1)
+        assert engine.in_flight == 1
+        engine.busy = False
+        await finished.wait()
+    assert names_of(engine) == NAMES
+
+
 async def test_an_old_word_of_no_traffic_counts_for_seconds_only() -> None:
     """A slow look is seldom repeated, and is not believed until then: requests may have come meanwhile."""
     engine = SlowToTell()

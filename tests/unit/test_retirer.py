@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from msgspec.structs import replace
+
+from lora_sidecar.config import parse
+from lora_sidecar.model import Accepted
+from lora_sidecar.preflight import Preflight
+from lora_sidecar.retirer import Retirer
+from lora_sidecar.work import Retire
+from tests.unit.test_restorer import Slow, plan
+
+
+class Answering(Slow):
+    """An engine that takes a second to say that it is awake."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unloaded: list[str] = []
+
+    async def halted(self) -> bool:
+        """Not halted."""
+        await asyncio.sleep(1)
+        return False
+
+    async def unload(self, name: str) -> Accepted:
+        """At once."""
+        self.unloaded.append(name)
+        return Accepted()
+
+
+@pytest.fixture
+async def retirer() -> AsyncIterator[tuple[Retirer, Answering]]:
+    """A retirer that runs and has a plan to retire one adapter, and its engine, which is being asked."""
+    engine = Answering()
+    preflight = Preflight("vllm", parse(b"servers: [{name: vllm, url: 'http://h'}]\n", "sidecar.yaml"))
+    made = Retirer(engine, asyncio.get_running_loop().time, lambda: None, preflight)
+    running = asyncio.create_task(made.run())
+    made.offer(replace(plan(()), observed_at=1.0, retires=(Retire("sql"),)))
+    await asyncio.sleep(0.5)
+    yield made, engine
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_what_is_planned_is_retired_once(retirer: tuple[Retirer, Answering]) -> None:
+    """The engine is awake, and is told to unload the adapter."""
+    made, engine = retirer
+    await asyncio.sleep(5)
+    assert engine.unloaded == ["sql"]
+    assert [one.name for one in made.drain()] == ["sql"]
+
+
+async def test_a_config_that_changed_meanwhile_forestalls_it(retirer: tuple[Retirer, Answering]) -> None:
+    """While the engine takes its time to answer, the config names the adapter again: it is not unloaded."""
+    made, engine = retirer
+    made.forestall()
+    await asyncio.sleep(5)
+    assert engine.unloaded == []
+    assert made.drain() == ()
