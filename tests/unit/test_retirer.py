@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 from msgspec.structs import replace
@@ -12,6 +13,8 @@ from lora_sidecar.preflight import Preflight
 from lora_sidecar.retirer import Retirer
 from lora_sidecar.work import Retire
 from tests.unit.test_restorer import Slow, plan
+
+pytestmark = pytest.mark.looptime
 
 
 class Answering(Slow):
@@ -32,8 +35,8 @@ class Answering(Slow):
         return Accepted()
 
 
-@pytest.fixture
-async def retirer() -> AsyncIterator[tuple[Retirer, Answering]]:
+@asynccontextmanager
+async def retiring() -> AsyncIterator[tuple[Retirer, Answering]]:
     """A retirer that runs and has a plan to retire one adapter, and its engine, which is being asked."""
     engine = Answering()
     preflight = Preflight("vllm", parse(b"servers: [{name: vllm, url: 'http://h'}]\n", "sidecar.yaml"))
@@ -41,23 +44,25 @@ async def retirer() -> AsyncIterator[tuple[Retirer, Answering]]:
     running = asyncio.create_task(made.run())
     made.offer(replace(plan(()), observed_at=1.0, retires=(Retire("sql"),)))
     await asyncio.sleep(0.5)
-    yield made, engine
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    try:
+        yield made, engine
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
-async def test_what_is_planned_is_retired_once(retirer: tuple[Retirer, Answering]) -> None:
+async def test_what_is_planned_is_retired_once() -> None:
     """The engine is awake, and is told to unload the adapter."""
-    made, engine = retirer
-    await asyncio.sleep(5)
-    assert engine.unloaded == ["sql"]
-    assert [one.name for one in made.drain()] == ["sql"]
+    async with retiring() as (retirer, engine):
+        await asyncio.sleep(5)
+        assert engine.unloaded == ["sql"]
+        assert [one.name for one in retirer.drain()] == ["sql"]
 
 
-async def test_a_config_that_changed_meanwhile_forestalls_it(retirer: tuple[Retirer, Answering]) -> None:
+async def test_a_config_that_changed_meanwhile_forestalls_it() -> None:
     """While the engine takes its time to answer, the config names the adapter again: it is not unloaded."""
-    made, engine = retirer
-    made.forestall()
-    await asyncio.sleep(5)
-    assert engine.unloaded == []
-    assert made.drain() == ()
+    async with retiring() as (retirer, engine):
+        retirer.forestall()
+        await asyncio.sleep(5)
+        assert engine.unloaded == []
+        assert retirer.drain() == ()
