@@ -118,9 +118,9 @@ async def footprint(folder: Path, servers: tuple[int, ...], beats: int) -> Figur
                 one = await stack.enter_async_context(memory.resting(folder, urls, mode, 0.1))
                 # As many heartbeats as the first minute has at 5 s.
                 await asyncio.sleep(12 * 0.1)
-                (early, _), cpu = memory.memory(one.pid), _cpu(one.pid)
+                (early, *_), cpu = memory.memory(one.pid), _cpu(one.pid)
                 await asyncio.sleep(beats * 0.1)
-                (late, _), spent = memory.memory(one.pid), _cpu(one.pid) - cpu
+                (late, *_), spent = memory.memory(one.pid), _cpu(one.pid) - cpu
             rows.append((count, mode, whole, same, early, late, late - early, late / same, spent / beats / 5 * 100))
     columns = (
         "servers",

@@ -33,7 +33,7 @@ with lean.without_openssl():
 
 
 async def hour(folder: Path, minutes: int) -> Figures:
-    """RSS and PSS of a real daemon at a heartbeat of 5 s, each minute; scraped and probed meanwhile."""
+    """Memory of a real daemon at a heartbeat of 5 s, each minute; scraped and probed meanwhile."""
     rows: list[tuple[object, ...]] = []
     async with RunningServer(pods.spec(Kind.FAKE, folder, delay="0"), folder / "server.log") as server:
         await pods.load_all(server.url, pods.imaginary(ADAPTERS), 8)
@@ -46,7 +46,7 @@ async def hour(folder: Path, minutes: int) -> Figures:
                 print(*rows[-1], flush=True)
                 if minute >= minutes:
                     break
-    columns = ("minute", *(f"{mode} {what}, MB" for mode in MODES for what in ("RSS", "PSS")))
+    columns = ("minute", *(f"{mode} {what}, MB" for mode in MODES for what in ("RSS", "PSS", "anonymous")))
     return Figures("hour", "Memory over an hour of heartbeats, 100 adapters", columns, tuple(rows))
 
 
@@ -83,14 +83,18 @@ async def _ask(url: str, every: float) -> None:
             await asyncio.sleep(every)
 
 
-def memory(pid: int) -> tuple[float, float]:
-    """RSS and PSS of a process in MB: PSS counts a page that n processes share as an nth."""
+def memory(pid: int) -> tuple[float, float, float]:
+    """RSS, PSS and anonymous memory of a process in MB.
+
+    PSS counts a page that n processes share as an nth. Anonymous memory is what the process itself took: pages of
+    programs and libraries come and go with what else is run on the machine.
+    """
     sizes = {}
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         name, _, rest = line.partition(":")
         if rest.endswith("kB"):
             sizes[name] = int(rest.split()[0]) / 1024
-    return sizes["Rss"], sizes["Pss"]
+    return sizes["Rss"], sizes["Pss"], sizes["Anonymous"]
 
 
 async def imported(program: str, environment: Mapping[str, str]) -> float:
@@ -108,7 +112,7 @@ async def imported(program: str, environment: Mapping[str, str]) -> float:
     if process.stdout is None or process.stdin is None:
         raise RuntimeError("the interpreter was started without pipes")
     await process.stdout.readline()
-    size, _ = memory(process.pid)
+    size = memory(process.pid)[0]
     process.stdin.close()
     await process.wait()
     return size
