@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
-from lora_sidecar.desired import declare, forget, same_base, same_path
+from lora_sidecar.config import AdoptConfig
+from lora_sidecar.desired import adopt, declare, forget, same_base, same_path
 from lora_sidecar.events import Event, Level
-from lora_sidecar.model import Adapter, BaseModel, Origin
-from tests.support.core import BASE, NOTHING, adapter, declared, desired
+from lora_sidecar.model import Adapter, BaseModel, Origin, Withdrawn
+from tests.support.core import BASE, NOTHING, adapter, card, declared, desired
 
 LEARNED, REQUESTED = adapter("l"), adapter("r", Origin.REQUESTED)
 
@@ -39,7 +41,8 @@ def test_empty_config_releases_what_was_declared_and_nothing_else() -> None:
 
     assert after.adapters == {"l": LEARNED, "r": REQUESTED}
     assert after.released == {"a": "/adapters/a"}
-    assert [f.event for f in facts] == [Event.ADAPTER_RELEASED]
+    told = {"adapter": "a", "path": "/adapters/a", "reason": "removed from the config; it is not unloaded"}
+    assert [(f.event, f.fields) for f in facts] == [(Event.ADAPTER_RELEASED, told)]
 
 
 def test_config_takes_over_a_name_that_is_known_already() -> None:
@@ -69,6 +72,42 @@ def test_release_outlasts_further_reloads() -> None:
     four, _ = declare(three, [declared("a"), declared("c")])
 
     assert dict(four.released) == {"b": "/adapters/b"}
+
+
+def test_path_that_the_server_lists_for_a_declared_one_outlasts_a_reload() -> None:
+    """What the server makes of a path is kept for as long as the config says the same path."""
+    before = desired(adapter("a", Origin.DECLARED, listed_as="/real/a"))
+    after, _ = declare(before, [declared("a", priority=1)])
+    moved, _ = declare(after, [declared("a", path="/new/a")])
+
+    assert declare(before, [declared("a")]) == (before, ())
+    assert after.adapters["a"].listed_as == "/real/a"
+    assert moved.adapters["a"].listed_as is None
+
+
+def test_withdrawn_stays_so_whatever_path_the_server_listed_it_with() -> None:
+    """A reload of the same entry does not bring back what was unloaded through the control port."""
+    entry = adapter("a", Origin.DECLARED, listed_as="/real/a")
+    before = replace(NOTHING, withdrawn={"a": Withdrawn(entry, pending=False)})
+
+    assert declare(before, [declared("a")]) == (before, ())
+
+
+@pytest.mark.parametrize("base", [None, BASE.id, BASE.root])
+def test_base_model_that_is_still_served_is_kept_as_it_is_known(base: str | None) -> None:
+    """An adapter that fits what is served is not written anew, whatever base model its card names."""
+    before = desired(adapter("a", base=base))
+
+    assert adopt(before, [card("a")], (BASE,), AdoptConfig())[0] is before
+
+
+def test_followed_to_another_path_and_base_model_at_once() -> None:
+    """What was known of the former path does not outlast it."""
+    other = BaseModel("other", "/models/other")
+    before = desired(adapter("a", listed_as="/real/a", priority=7))
+    after, _, _ = adopt(before, [card("a", "/new/a", parent="other")], (other,), AdoptConfig())
+
+    assert after.adapters == {"a": adapter("a", path="/new/a", base=other.root, priority=7)}
 
 
 @pytest.mark.parametrize(("weak", "level"), [(False, Level.INFO), (True, Level.WARNING)])
