@@ -280,7 +280,7 @@ def test_absurd_version_is_corrupt(version: object) -> None:
         {"listed": "a"},
         {"released": [{"name": "a", "path": "/a"}, {"name": "a", "path": "/b"}]},
         {"released": {"a": "/a"}},
-        {"un\nknown \ud800": 1},
+        pytest.param({"un\nknown \ud800": 1}, id="unknown"),
     ],
     ids=lambda fields: next(iter(fields)),
 )
