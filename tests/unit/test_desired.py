@@ -110,6 +110,29 @@ def test_followed_to_another_path_and_base_model_at_once() -> None:
     assert after.adapters == {"a": adapter("a", path="/new/a", base=other.root, priority=7)}
 
 
+def test_rules_that_became_stricter_refuse_nothing_that_is_known() -> None:
+    """They are for what is to become state; what was adopted before is listed as it is known, and no word is said."""
+    before = desired(adapter("a"))
+
+    assert adopt(before, [card("a")], (BASE,), AdoptConfig(enabled=False)) == (before, {}, ())
+
+
+def test_a_path_that_is_not_followed_keeps_nobody_else_from_being_adopted() -> None:
+    """Each card of a listing is judged by itself."""
+    after, refused, _ = adopt(desired(adapter("a")), [card("a", ""), card("b")], (BASE,), AdoptConfig())
+
+    assert after.adapters == {"a": adapter("a"), "b": adapter("b")}
+    assert set(refused) == {"a"}
+
+
+def test_released_is_no_longer_so_once_it_is_adopted() -> None:
+    """Loaded from elsewhere by somebody it is theirs, whatever the config once had under its name."""
+    before = replace(NOTHING, released={"a": "/adapters/a", "b": "/adapters/b"})
+    after, _, _ = adopt(before, [card("a", "/new/a"), card("b")], (BASE,), AdoptConfig())
+
+    assert (set(after.adapters), after.released) == ({"a"}, {"b": "/adapters/b"})
+
+
 @pytest.mark.parametrize(("weak", "level"), [(False, Level.INFO), (True, Level.WARNING)])
 def test_forgetting_takes_the_named_and_says_why(weak: bool, level: Level) -> None:
     """Each forgotten adapter is a line with its path and the evidence; a guess is a warning."""
@@ -121,6 +144,7 @@ def test_forgetting_takes_the_named_and_says_why(weak: bool, level: Level) -> No
         ("r", "/adapters/r", level),
     ]
     assert {f.fields["evidence"] for f in facts} == {"start_time"}
+    assert {f.fields["reason"] for f in facts} == {"unloaded by somebody else; it will not be restored"}
 
 
 def test_forgetting_nobody_is_the_very_same_desired() -> None:
@@ -138,6 +162,7 @@ def test_forgetting_nobody_is_the_very_same_desired() -> None:
         ("/a", "/a/", True),
         ("/a//", "/a", True),
         ("/a", "/A", False),
+        ("/a", "/aX", False),
         ("/a", "/a/b", False),
         ("/a/b", "/a/./b", False),
         ("org/a", "org/a", True),
