@@ -116,7 +116,7 @@ class Reading:
     def _suggestion(self, name: str, known: dict[str, Slot]) -> str:
         if len(self.problems) >= _SUGGESTIONS:
             return ""
-        if near := difflib.get_close_matches(name[:60], known, n=1):
+        if near := difflib.get_close_matches(name[:60], known):
             return f'did you mean "{near[0]}"?'
         if homes := self._homes.get(name):
             return f"it belongs {' or '.join(f'under {home}' if home else 'at the top' for home in homes)}"

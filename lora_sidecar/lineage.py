@@ -65,9 +65,7 @@ def judge(desired: Desired, work: Work, seen: Observed) -> Judgement:
 
 def _with_start_time(known: Incarnation, seen: Observed) -> Incarnation:
     """The same incarnation, with its start time where that is learned only now."""
-    if known.start_time is not None or seen.start_time is None:
-        return known
-    return Incarnation(known.number, seen.start_time)
+    return known if seen.start_time is None else Incarnation(known.number, seen.start_time)
 
 
 def _next(known: Incarnation, seen: Observed, evidence: Evidence) -> Judgement:

@@ -149,13 +149,13 @@ def _escaped(character: str) -> str:
     return f"\\{character}" if character in '"\\' else f"\\u{ord(character):04x}"
 
 
-def _tag(scalar: Scalar) -> str:
+def _tag(scalar: Scalar) -> str | None:
     # The resolvers are the loader's own, so that what is explained here is what PyYAML would have done.
     resolvers = yaml.SafeLoader.yaml_implicit_resolvers
     for tag, pattern in resolvers.get(scalar.text[:1], ()):
         if pattern.match(scalar.text):
             return str(tag).removeprefix(_TAG_PREFIX)
-    return "str"
+    return None
 
 
 def _number(scalar: Scalar) -> str:

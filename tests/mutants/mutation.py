@@ -18,7 +18,7 @@ from _pytest.config import _prepareconfig
 from mutmut.configuration import config
 from mutmut.mutation import mutators
 from mutmut.mutation.data import LineSpan, MutantLineSpans
-from mutmut.mutation.file_mutation import FailedTypeCheckMutant, MutatedMethodLocation
+from mutmut.mutation.file_mutation import FailedTypeCheckMutant, MutatedMethodLocation, MutationVisitor
 from mutmut.runners.harness import PytestRunner
 from mutmut.state import state
 from mutmut.stats import print_stats
@@ -46,6 +46,20 @@ def left_out(node: cst.Expr) -> Iterable[cst.CSTNode]:
     """Leave a step out."""
     if isinstance(node.value, cst.Call | cst.Await | cst.Yield):
         yield cst.Pass()
+
+
+def spared(visitor: MutationVisitor, node: cst.CSTNode) -> bool:
+    """Leave the `strict` of `zip` as it is: like `assert_never`, it claims what nothing is to come near."""
+    if isinstance(node, cst.Call) and isinstance(node.func, cst.Name) and node.func.value == "zip":
+        claims.update(one for one in node.args if one.keyword is not None and one.keyword.value == "strict")
+    return node in claims or bool(skipped(visitor, node))
+
+
+def unclaimed(visitor: MutationVisitor, node: cst.CSTNode, mutated: cst.CSTNode) -> bool:
+    """Nor leave it out."""
+    if isinstance(node, cst.Call) and isinstance(mutated, cst.Call) and claims & set(node.args) - set(mutated.args):
+        return True
+    return bool(removed(visitor, node, mutated))
 
 
 def ill_typed() -> dict[str, FailedTypeCheckMutant]:
@@ -140,6 +154,11 @@ PytestRunner.run_tests = run
 started = ForkRunner.startup
 ForkRunner.startup = start
 _turns = count()
+claims: set[cst.CSTNode] = set()
+skipped = MutationVisitor._skip_node_and_children
+MutationVisitor._skip_node_and_children = spared
+removed = MutationVisitor._removes_ignored_code
+MutationVisitor._removes_ignored_code = unclaimed
 program.print_stats = now_and_then
 program.filter_mutants_with_type_checker = ill_typed
 mutators.mutation_operators[:] = [

@@ -84,6 +84,7 @@ def test_not_adopted_with_the_reason(rule: AdoptConfig, one: Listed, why: str) -
         (AdoptConfig(), card("n" * NAME_LIMIT)),
         (AdoptConfig(), card("Überblick 😀/x y")),
         (AdoptConfig(), card("a", "org/name")),
+        (AdoptConfig(), card("a", "/".ljust(PATH_LIMIT, "p"))),
         (AdoptConfig(names="a.*"), card("ab")),
         (AdoptConfig(roots=("/adapters/",)), card("a", "/adapters")),
         (AdoptConfig(roots=("/elsewhere", "/adapters")), card("a", "/adapters/x/../a")),

@@ -208,9 +208,11 @@ def test_appended_bytes_are_detected(format_: Format, tail: bytes) -> None:
         (b"{}", "its first line is not that of a checkpoint"),
         (b"\xff\xfe\x00", "its first line is not that of a checkpoint"),
         (b"format: lora-sidecar/checkpoint\nversion: 1\n", "its second line holds no checksum"),
+        (b"XX", "its first line is not that of a checkpoint"),
         (b" " * (MAX_BYTES + 1), f"it is larger than {MAX_BYTES} bytes"),
+        (b" " * MAX_BYTES, "its first line is not that of a checkpoint"),
     ],
-    ids=["empty", "zeros", "html", "json", "binary", "no-sum", "huge"],
+    ids=["empty", "zeros", "html", "json", "binary", "no-sum", "text", "huge", "just-not-too-large"],
 )
 def test_what_is_no_checkpoint_is_named(data: bytes, reason: str) -> None:
     """A person reads what kind of wrong file it is."""
@@ -222,6 +224,7 @@ def test_hand_edited_file_is_refused_with_the_sum_that_would_mend_it() -> None:
     edited = encode(SMALL, "yaml").replace(b'"/adapters/2"', b'"/adapters/3"')
     refused = decode(edited)
     assert isinstance(refused, Corrupt)
+    assert refused.hint == "if it was edited on purpose, write the second sum in place of the first"
     stated, actual = (word.rstrip(",:") for word in refused.reason.split() if len(word.rstrip(",:")) == 64)
     mended = decode(edited.replace(stated.encode(), actual.encode()))
 
@@ -277,7 +280,7 @@ def test_absurd_version_is_corrupt(version: object) -> None:
         {"listed": "a"},
         {"released": [{"name": "a", "path": "/a"}, {"name": "a", "path": "/b"}]},
         {"released": {"a": "/a"}},
-        {"un\nknown \ud800": 1},
+        pytest.param({"un\nknown \ud800": 1}, id="unknown"),
     ],
     ids=lambda fields: next(iter(fields)),
 )

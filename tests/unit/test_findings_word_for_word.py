@@ -292,6 +292,8 @@ def test_the_length_of_a_header_is_bounded() -> None:
     assert read.startswith("invalid JSON in header")
     assert tensors_of((3).to_bytes(8, "little") + b"{} ", 11) == {}
     assert tensors_of((3).to_bytes(8, "little") + b"{} ", 10) == "invalid header length"
+    assert tensors_of((1).to_bytes(8, "little"), 8) == "invalid header length"
+    assert tensors_of(bytes(7), 7) == "header too small"
 
 
 def test_tensors_are_read_in_the_order_of_their_bytes() -> None:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from lora_sidecar.config import parse
+from lora_sidecar.config import Config, LogConfig, parse
+from lora_sidecar.config_reading import Reading
+from lora_sidecar.config_table import Section
 from lora_sidecar.config_values import (
     Fault,
     absolute_path,
@@ -15,8 +17,8 @@ from lora_sidecar.config_values import (
     server_url,
     split_bind,
 )
-from lora_sidecar.errors import ConfigError
-from lora_sidecar.strict_yaml import shown
+from lora_sidecar.errors import ConfigError, Problem
+from lora_sidecar.strict_yaml import load, shown
 
 MESSAGES = Path(__file__).parents[1] / "golden" / "config" / "messages.txt"
 """Config after config, each with the messages that it is refused with, behind `=> `."""
@@ -40,6 +42,17 @@ def test_a_refused_config_reads_as_it_is_written_down(config: str, messages: lis
 
     assert [str(problem) for problem in caught.value.problems] == messages
     assert messages
+
+
+@pytest.mark.parametrize(("before", "hint"), [(99, 'did you mean "level"?'), (100, "")])
+def test_a_similar_key_is_sought_for_the_first_hundred_objections(before: int, hint: str) -> None:
+    """The search is slow, and a file with more mistakes than that is no config."""
+    node, _ = load(b"levle: x")
+    assert node is not None
+    reading = Reading(Config, (Problem(1, "", "is wrong"),) * before)
+    reading.read(Section(LogConfig), node, "log")
+
+    assert [(one.key, one.hint) for one in reading.problems[before:]] == [("log.levle", hint)]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from lora_sidecar.attempts import Clock, settle
+from lora_sidecar.attempts import Clock, failed, settle
 from lora_sidecar.attempts import absorb as absorb_loads
 from lora_sidecar.config import BackoffConfig
 from lora_sidecar.events import Event, Fact, Level
@@ -93,6 +93,12 @@ def test_a_failed_load_is_counted_waits_and_is_told() -> None:
         "seconds": 2.0,
     }
     assert told(facts) == [(Event.RESTORE_FAILED, Level.WARNING, "a files", fields)]
+
+
+@pytest.mark.parametrize(("took", "said"), [(0.0004, 0.0), (0.0126, 0.013), (2.6, 2.6), (61.23456, 61.235)])
+def test_the_time_that_a_failed_load_took_is_told_in_milliseconds(took: float, said: float) -> None:
+    """As exact as is of use, and no longer."""
+    assert failed(adapter("a"), Attempt(1, GONE, seconds=took), GONE).fields["seconds"] == said
 
 
 @pytest.mark.parametrize("kind", FailureKind)

@@ -85,6 +85,15 @@ def test_a_tensor_of_another_model_is_named() -> None:
     assert told({deep: (8, 64)}, limits) == [f"{deep} is for layer 3, and the base model has 3 layers"]
 
 
+def test_another_rank_hides_no_tensor_of_another_model() -> None:
+    """Both are told: they are two mistakes, and only one of them is mended by an export."""
+    name = f"{LAYER}.v_proj.lora_A.weight"
+    rank = f"{name} has rank 9, and adapter_config.json says 8"
+    model = f"{name} has 65 inputs, and the base model's module has 64"
+
+    assert told({name: (9, 65)}, Limits(base=shape())) == [model, rank]
+
+
 @pytest.mark.parametrize(
     ("rank", "flag"),
     [
