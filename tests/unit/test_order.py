@@ -27,6 +27,7 @@ def test_restores_go_by_priority_then_required_then_name() -> None:
     assert world.restores == ["first", "required", "a", "b", "c", "late"]
     (started,) = world.told(Event.RESTORE_STARTED)
     assert (started["adapters"], started["first"], started["incarnation"]) == (6, "first", 2)
+    assert started["names"] == ["a", "b", "c", "first", "late", "required"]
 
 
 def test_declared_at_a_reload_is_loaded_without_waiting() -> None:
