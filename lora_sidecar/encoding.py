@@ -58,7 +58,7 @@ def _merged(every: Iterable[bytes]) -> list[bytes]:
         else:
             merged += (b"".join(short), piece)
             short = []
-    return [*merged, b"".join(short)] if short else merged
+    return [*merged, b"".join(short)]
 
 
 def _fields(checkpoint: Checkpoint, lines: Lines) -> dict[str, bytes | list[bytes]]:

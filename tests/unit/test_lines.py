@@ -8,8 +8,9 @@ import pytest
 from msgspec.structs import replace
 
 from lora_sidecar import digest, lines
-from lora_sidecar.codec import Checkpoint
+from lora_sidecar.codec import Checkpoint, Format, decode
 from lora_sidecar.digest import LONG, sha256
+from lora_sidecar.encoding import LONG as APART
 from lora_sidecar.encoding import encode, pieces
 from lora_sidecar.lines import Lines
 from lora_sidecar.model import Adapter, Desired, Incarnation, Origin
@@ -79,6 +80,18 @@ def test_a_checkpoint_with_kept_lines_is_the_same_file() -> None:
             encode(checkpoint, "json"),
             encode(checkpoint, "yaml"),
         ]
+
+
+@pytest.mark.parametrize("format_", ["json", "yaml"])
+def test_long_values_are_not_copied_into_the_whole(format_: Format) -> None:
+    """From 64 KiB on a value is a piece by itself; what is shorter is put together with its neighbours."""
+    for length, apart in ((APART - 1, False), (APART, True), (APART + 1, True)):
+        value = b'"%b"' % (b"s" * (length - 2))
+        checkpoint = Checkpoint(1, value[1:-1].decode(), Desired({}, Incarnation(1)))
+        made = pieces(checkpoint, format_, Lines())
+        assert (value in made) is apart
+        assert decode(b"".join(made)) == checkpoint
+    assert len(pieces(Checkpoint(1, "s", Desired({}, Incarnation(1))), format_, Lines())) == 1
 
 
 @pytest.mark.parametrize("pieces", [(), (b"",), (b"a", b"b"), (b"x" * LONG,), (b"x" * (LONG - 1), b"y" * LONG)])

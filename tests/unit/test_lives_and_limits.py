@@ -202,11 +202,13 @@ def test_what_was_pushed_out_before_it_was_seen_was_loaded() -> None:
         registered(known, work, seen, {"b": "/adapters/b"}),
     ):
         assert other is known
+    noted = replace(known, listed=frozenset("b"))
+    assert registered(noted, work, seen, listed) is noted
 
 
 def test_what_a_full_server_left_out_was_evicted() -> None:
-    """Where more were registered than it lists; known ones stay so until they are listed again."""
-    known = desired(*map(adapter, "ab"))
+    """Where more were registered than it lists, of those; known ones stay so until they are listed again."""
+    known = desired(*map(adapter, "abc"), listed=frozenset("ab"))
     work = Work(last=observed(1.0), evicted=frozenset("bx"))
     listed = {"a": "/adapters/a"}
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from lora_sidecar.config import (
     AdoptConfig,
     BackoffConfig,
@@ -9,7 +11,7 @@ from lora_sidecar.config import (
     RestoreConfig,
 )
 from lora_sidecar.events import Event
-from lora_sidecar.model import BaseModel, FailureKind, Origin
+from lora_sidecar.model import BaseModel, FailureKind, Origin, Withdrawn
 from lora_sidecar.policy import Policy
 from lora_sidecar.replacement import Rule
 from lora_sidecar.work import ConditionType, Verdict
@@ -27,6 +29,7 @@ def test_restores_go_by_priority_then_required_then_name() -> None:
     assert world.restores == ["first", "required", "a", "b", "c", "late"]
     (started,) = world.told(Event.RESTORE_STARTED)
     assert (started["adapters"], started["first"], started["incarnation"]) == (6, "first", 2)
+    assert started["names"] == ["a", "b", "c", "first", "late", "required"]
 
 
 def test_declared_at_a_reload_is_loaded_without_waiting() -> None:
@@ -158,3 +161,32 @@ def test_name_of_a_served_base_model_is_not_loaded() -> None:
 
     assert world.restores == ["a"]
     assert [one.message for one in world.work.conditions] == ["base: its name is that of a served base model"]
+
+
+def test_a_restore_begins_with_its_first_load() -> None:
+    """Not while nothing can be loaded, and another one begins once something is missing again."""
+    world = World()
+    world.declare(declared("a"))
+    world.see(runtime_loading=False)
+    assert world.told(Event.RESTORE_STARTED) == []
+    world.see()
+    assert len(world.told(Event.RESTORE_STARTED)) == 1
+    world.see("a")
+    world.declare(declared("a"), declared("b"))
+    world.see("a")
+
+    assert [one["first"] for one in world.told(Event.RESTORE_STARTED)] == ["a", "b"]
+
+
+def test_what_was_made_out_at_one_heartbeat_is_known_at_the_next() -> None:
+    """What the server evicted, and that an unload which it refused at first is done."""
+    world = World(replace(desired(adapter("a"), adapter("b")), withdrawn={"w": Withdrawn()}))
+    world.see("a", "b", "w")
+    world.unloaded("w", failure(FailureKind.UNAUTHORIZED))
+    world.see("a", "b", "w")
+    assert set(world.work.unloads) == {"w"}
+    world.unloaded("w")
+    world.see("a", capacity=1)
+
+    assert world.work.unloads == {}
+    assert world.work.evicted == {"b"}

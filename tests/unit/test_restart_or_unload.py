@@ -292,3 +292,21 @@ def test_policy_restore_turns_forgetting_off(start_time: float | None) -> None:
         world.see("a", "b", start_time=start_time)
 
     assert not world.told(Event.ADAPTER_FORGOTTEN)
+
+
+def test_a_restart_is_told_with_the_life_that_began() -> None:
+    """Proven, it is told though nothing was lost and nobody watched; assumed of an unwatched one, only for a loss."""
+    for born, listed, lost in ((REBORN, ["a"], []), (REBORN, [], ["a"]), (None, ["a"], None), (None, [], ["a"])):
+        world = World(desired(adapter("a"), start_time=born and BORN, number=4))
+        world.see(*listed, start_time=born)
+        told = [(one["incarnation"], one["lost_adapters"]) for one in world.told(Event.SERVER_RESTARTED)]
+        assert told == ([] if lost is None else [(5, lost)])
+
+
+def test_a_start_time_that_is_learned_begins_no_life() -> None:
+    """Over a connection that never broke: what was listed is still known to have been, and is missed once."""
+    world = World(desired(adapter("a"), adapter("b"), start_time=None))
+    world.see("a", "b", start_time=None, line=1)
+    world.see("a", start_time=BORN, line=1)
+
+    assert (world.desired.incarnation.start_time, world.work.missed, world.restores) == (BORN, {"b": 1}, [])

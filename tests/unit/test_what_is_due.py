@@ -68,6 +68,15 @@ def test_where_not_all_are_kept_the_most_urgent_comes_last() -> None:
     assert sent(seen=observed(NOW, capacity=3)) == (["a", "b", "c"], None)
 
 
+def test_what_the_configured_memory_does_not_hold_goes_first() -> None:
+    """The rest follows once it is listed."""
+    known = desired(*map(adapter, "abc"))
+    few = replace(POLICY, capacity=2)
+    found = due(known, NONE, observed(NOW), few, NOW, loadable=known.adapters, bombs=(), retires=())
+
+    assert [one.name for one in found.restores] == ["c"]
+
+
 def test_unloads_retires_and_bombs_are_due_beside_the_loads() -> None:
     """What is retired anyway is no bomb as well; in a pause nothing is due; the earliest moment counts."""
     known = replace(desired(adapter("a")), withdrawn={"w": Withdrawn(), "v": Withdrawn()})
