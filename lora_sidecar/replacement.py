@@ -142,6 +142,9 @@ def advance(desired: Desired, work: Work, seen: Seen, now: float) -> tuple[Desir
             continue
         moved = _moved(swap, path, attempts.get(name), seen.at)
         if moved is None:
+            # The former path, which was loaded in between, has left the listing: only the new one is wanted now.
+            if swap.refused is not None:
+                attempts[name] = swap.refused
             continue
         swaps[name] = moved
         if moved.stage is not swap.stage and moved.stage in (Stage.LOADING, Stage.REVERTING) and moved.flips <= 1:
@@ -178,7 +181,14 @@ def _moved(swap: Swap, path: str | None, attempt: Attempt | None, asked_at: floa
                 return replace(swap, stage=Stage.LOADING, failures=failures, flips=swap.flips + 1)
             kept = 0 if swap.flips == 0 else failures
             why = attempt.failure.message
-            return replace(swap, stage=Stage.REVERTING, why=why, failures=kept, flips=swap.flips + 1)
+            return replace(
+                swap,
+                stage=Stage.REVERTING,
+                why=why,
+                failures=kept,
+                flips=swap.flips + 1,
+                refused=swap.refused or attempt,
+            )
         case Stage.DONE:
             why = "it was replaced once, and somebody loaded it from another path again"
             return swap if path is None else replace(swap, stage=Stage.REFUSED, why=why)

@@ -120,6 +120,7 @@ class Swap(Struct, frozen=True):
 
     `told_at` is when the server said that it is unloaded. `failures` is how many failed loads are accounted for,
     `flips` how often the path to load was changed since. `why` is what went wrong, `retry_at` when it is tried again.
+    `refused` is what became of the first load from `new`, if it failed.
     """
 
     old: str
@@ -130,6 +131,7 @@ class Swap(Struct, frozen=True):
     flips: int = 0
     why: str = ""
     retry_at: float = float("inf")
+    refused: Attempt | None = None
 
 
 class Retire(Struct, frozen=True):

@@ -106,6 +106,24 @@ def test_a_new_path_that_cannot_be_loaded_is_undone() -> None:
     assert retires(world) == ["sql"]
 
 
+def test_a_new_path_that_was_refused_is_not_tried_at_once_when_the_former_one_is_gone() -> None:
+    """Undone, and then somebody unloads the former one: the refused path waits as long as after its refusal."""
+    world = changed()
+    world.see(OLD, version=SAFE)
+    world.retired("sql")
+    world.see(version=SAFE)
+    world.ended("sql", failure(FailureKind.ADAPTER, "LoRA rank 64 is greater than max_lora_rank 16.", 500))
+    world.see(version=SAFE)
+    world.ended("sql")
+    world.see(OLD, version=SAFE)
+    for _ in range(20):
+        world.see(version=SAFE)
+        assert sent(world) == []
+
+    world.see(version=SAFE, after=world.policy.backoff.parked)
+    assert sent(world) == [("sql", NEW.path)]
+
+
 def test_when_neither_path_loads_both_are_tried_with_backoff() -> None:
     """New, former, then in turns and ever more slowly: whatever is mended first is served."""
     world = changed()
