@@ -108,10 +108,10 @@ def test_a_new_path_that_fails_is_undone_and_tried_again() -> None:
         assert moved(loading, None, undecided) == loading
     assert moved(replace(loading, failures=1), None, first) == replace(loading, failures=1)
     back = moved(loading, None, first)
-    assert back == at_stage(Stage.REVERTING, why="no files", failures=0, flips=1)
+    assert back == at_stage(Stage.REVERTING, why="no files", failures=0, flips=1, refused=first)
     forth = moved(back, None, first)
-    assert forth == at_stage(Stage.LOADING, why="no files", failures=1, flips=2)
-    assert moved(forth, None, second) == at_stage(Stage.REVERTING, why="no room", failures=2, flips=3)
+    assert forth == at_stage(Stage.LOADING, why="no files", failures=1, flips=2, refused=first)
+    assert moved(forth, None, second) == at_stage(Stage.REVERTING, why="no room", failures=2, flips=3, refused=first)
 
 
 @pytest.mark.parametrize("stage", [Stage.LOADING, Stage.REVERTING])
