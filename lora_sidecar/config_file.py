@@ -6,7 +6,6 @@ all (`lean`), so the file is read before the event loop's modules, which would l
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Final
 
 from lora_sidecar.errors import ConfigError, Problem
@@ -17,7 +16,8 @@ SIZE_CAP: Final = 1024 * 1024
 def read(path: str) -> bytes:
     """The config's bytes, at most one more than a config may have. Raises `ConfigError`."""
     try:
-        with Path(path).open("rb") as file:
+        # pathlib interns the parts of a path, anew each time that the config is looked at.
+        with open(path, "rb") as file:  # noqa: PTH123
             return file.read(SIZE_CAP + 1)
     except OSError as error:
         reason = error.strerror or str(error)
