@@ -36,7 +36,7 @@ async def test_server_away_whose_port_may_be_given_to_us(
     sidecar = new_sidecar(
         "", declared, servers=servers, ops={"bind": "127.0.0.1:20001"}, control={"bind": "127.0.0.1:20002"}
     )
-    await sidecar.start(wrap=("unshare", "--net", sys.executable, "-c", NARROW))
+    await sidecar.start(wrap=("unshare", "--net", "--mount-proc", sys.executable, "-c", NARROW))
     await sidecar.event("heartbeat.completed", count=60)
 
     assert {one["reason"] for one in sidecar.named("probe.failed")} == {"refused"}
