@@ -61,24 +61,35 @@ class Lines:
         stale = {name for name in changed if name in before}
         if len(before) - len(stale) + len(changed) > len(adapters):
             stale |= before.keys() - adapters.keys()
-        self._made_of = adapters
         lines = _sound([_adapter(adapters[name]) for name in changed])
         fresh = list(zip(changed, lines, _sound(list(map(_quoted, changed))), strict=True))
         if len(stale) + len(fresh) <= FEW:
-            for name in stale:
-                at = bisect_left(self._names, name)
-                del self._names[at], self._lines[at], self._quoted[at]
-            for name, line, quoted in fresh:
-                at = bisect_left(self._names, name)
-                self._names.insert(at, name)
-                self._lines.insert(at, line)
-                self._quoted.insert(at, quoted)
-            return
-        kept = zip(self._names, self._lines, self._quoted, strict=True)
-        rows = sorted([*(row for row in kept if row[0] not in stale), *fresh])
-        self._names = [name for name, _, _ in rows]
-        self._lines = [line for _, line, _ in rows]
-        self._quoted = [quoted for _, _, quoted in rows]
+            columns = _with_few(self._names, self._lines, self._quoted, stale, fresh)
+        else:
+            kept = zip(self._names, self._lines, self._quoted, strict=True)
+            rows = sorted([*(row for row in kept if row[0] not in stale), *fresh])
+            columns = [name for name, _, _ in rows], [line for _, line, _ in rows], [quoted for _, _, quoted in rows]
+        # All or nothing: a save that breaks off on the way must not leave out what it had begun to take in.
+        (self._names, self._lines, self._quoted), self._made_of = columns, adapters
+
+
+def _with_few(
+    names: list[str],
+    lines: list[bytes],
+    quoted: list[bytes],
+    stale: Iterable[str],
+    fresh: Iterable[tuple[str, bytes, bytes]],
+) -> tuple[list[str], list[bytes], list[bytes]]:
+    names, lines, quoted = names.copy(), lines.copy(), quoted.copy()
+    for name in stale:
+        at = bisect_left(names, name)
+        del names[at], lines[at], quoted[at]
+    for row in fresh:
+        at = bisect_left(names, row[0])
+        names.insert(at, row[0])
+        lines.insert(at, row[1])
+        quoted.insert(at, row[2])
+    return names, lines, quoted
 
 
 def dumped(values: Iterable[object]) -> list[bytes]:

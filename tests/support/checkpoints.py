@@ -9,6 +9,26 @@ from typing import Any
 from lora_sidecar.codec import Checkpoint, Format
 from lora_sidecar.model import Adapter, Desired, Incarnation, Origin
 
+PAYLOAD: dict[str, Any] = {
+    "version": 1,
+    "generation": 1,
+    "server": "vllm",
+    "incarnation": {"number": 1, "start_time": None},
+    "adapters": [],
+    "listed": [],
+    "released": [],
+}
+ADAPTER: dict[str, Any] = {
+    "name": "a",
+    "path": "/a",
+    "origin": "learned",
+    "required": False,
+    "priority": 0,
+    "is_3d_lora_weight": False,
+    "base": None,
+}
+"""The fields of the least checkpoint, and those of one adapter in it."""
+
 
 def a_checkpoint(generation: int, server: str = "vllm") -> Checkpoint:
     """A checkpoint that differs from that of every other generation in its content too."""

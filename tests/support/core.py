@@ -41,6 +41,10 @@ BORN = 100.0
 START = 1_000.0
 """When a world begins, in seconds of the loop's clock."""
 BEAT = 5.0
+NOW = 1_000.0
+RULE = BackoffConfig()
+CLOCK = Clock(NOW, 0.0)
+"""For what is tested a step at a time: a moment, the default backoff, and a clock that stands there."""
 NOTHING = Desired(adapters={}, incarnation=Incarnation(0))
 
 
@@ -206,3 +210,7 @@ class World:
 def declared(name: str, **fields: Any) -> AdapterConfig:
     """An adapter of the config, at `/adapters/NAME` unless said."""
     return AdapterConfig(**({"name": name, "path": f"/adapters/{name}"} | fields))
+
+
+GONE = failure(FailureKind.FILES, "no files")
+DEAD = failure(FailureKind.ENGINE, "dead", 500)

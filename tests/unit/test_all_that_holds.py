@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-from lora_sidecar.attempts import Clock
 from lora_sidecar.conditions import conditions_of, transitions
-from lora_sidecar.config import BackoffConfig
 from lora_sidecar.drift import drift_of
 from lora_sidecar.events import Event, Fact, Level
 from lora_sidecar.model import (
@@ -22,14 +20,7 @@ from lora_sidecar.work import (
     Hold,
     Work,
 )
-from tests.support.core import adapter, desired, failure, observed
-
-NOW = 1_000.0
-RULE = BackoffConfig()
-CLOCK = Clock(NOW, 0.0)
-GONE = failure(FailureKind.FILES, "no files")
-DEAD = failure(FailureKind.ENGINE, "dead", 500)
-
+from tests.support.core import GONE, NOW, adapter, desired, observed
 
 DECLARED = adapter("a", Origin.DECLARED)
 

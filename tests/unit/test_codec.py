@@ -15,7 +15,7 @@ from lora_sidecar import codec
 from lora_sidecar.codec import MAX_BYTES, VERSION, Checkpoint, Corrupt, Format, TooNew, decode
 from lora_sidecar.encoding import encode
 from lora_sidecar.model import Adapter, Desired, Incarnation, Origin, Paused, Suspect, Withdrawn
-from tests.support.checkpoints import a_checkpoint, sealed, sealed_tree
+from tests.support.checkpoints import ADAPTER, PAYLOAD, a_checkpoint, sealed, sealed_tree
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoint"
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -66,24 +66,6 @@ SUSPECTS = {
 }
 WITH_SUSPECTS = replace(EVERYTHING, desired=replace(EVERYTHING.desired, suspects=SUSPECTS))
 SMALL = a_checkpoint(2)
-PAYLOAD: dict[str, Any] = {
-    "version": 1,
-    "generation": 1,
-    "server": "vllm",
-    "incarnation": {"number": 1, "start_time": None},
-    "adapters": [],
-    "listed": [],
-    "released": [],
-}
-ADAPTER: dict[str, Any] = {
-    "name": "a",
-    "path": "/a",
-    "origin": "learned",
-    "required": False,
-    "priority": 0,
-    "is_3d_lora_weight": False,
-    "base": None,
-}
 
 
 def with_fields(**fields: object) -> bytes:

@@ -48,6 +48,24 @@ def test_only_what_changed_is_encoded(written: list[str]) -> None:
     assert written == ["a00007"]
 
 
+@pytest.mark.parametrize("count", [1, 200])
+def test_a_save_that_breaks_off_leaves_nothing_out(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of memory half-way through the new lines: the next save has them all, as if nothing had been kept."""
+    kept = Lines()
+    later = MANY | {f"b{number:03}": Adapter(f"b{number:03}", "/b", Origin.LEARNED) for number in range(count)}
+    kept.of(MANY, MANY.keys())
+    with monkeypatch.context() as patch:
+        patch.setattr(lines, "_sound", _out_of_memory)
+        with pytest.raises(MemoryError):
+            kept.of(later, later.keys())
+
+    assert kept.of(later, later.keys()) == Lines().of(later, later.keys())
+
+
+def _out_of_memory(made: list[str]) -> list[bytes]:
+    raise MemoryError(len(made))
+
+
 def test_equal_adapters_that_are_not_the_same_are_written_anew(written: list[str]) -> None:
     """What was kept is found by the very value it was made of: to compare all fields would cost what it saves."""
     kept = Lines()

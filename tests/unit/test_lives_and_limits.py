@@ -3,13 +3,10 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from lora_sidecar.aliases import learn
-from lora_sidecar.attempts import Clock
 from lora_sidecar.capacity import Exchange, crowded, exchanged, first_tier, too_many, urgency
-from lora_sidecar.config import BackoffConfig
 from lora_sidecar.eviction import crowding, evicted, full, registered
 from lora_sidecar.guard import enter_life, in_turn, notice_limit
 from lora_sidecar.model import (
-    FailureKind,
     Suspect,
     Wakefulness,
     Withheld,
@@ -24,13 +21,7 @@ from lora_sidecar.work import (
     Swap,
     Work,
 )
-from tests.support.core import adapter, card, desired, failure, observed
-
-NOW = 1_000.0
-RULE = BackoffConfig()
-CLOCK = Clock(NOW, 0.0)
-GONE = failure(FailureKind.FILES, "no files")
-DEAD = failure(FailureKind.ENGINE, "dead", 500)
+from tests.support.core import DEAD, NOW, adapter, card, desired, observed
 
 
 def test_a_new_life_forgets_what_counted_for_the_former_one() -> None:

@@ -3,9 +3,8 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from lora_sidecar.attempts import Clock, failed, settle
 from lora_sidecar.attempts import absorb as absorb_loads
-from lora_sidecar.config import BackoffConfig
+from lora_sidecar.attempts import failed, settle
 from lora_sidecar.events import Event, Fact, Level
 from lora_sidecar.model import (
     Accepted,
@@ -22,14 +21,7 @@ from lora_sidecar.work import (
     Swap,
     Work,
 )
-from tests.support.core import adapter, desired, failure, observed
-
-NOW = 1_000.0
-RULE = BackoffConfig()
-CLOCK = Clock(NOW, 0.0)
-GONE = failure(FailureKind.FILES, "no files")
-DEAD = failure(FailureKind.ENGINE, "dead", 500)
-
+from tests.support.core import CLOCK, DEAD, GONE, NOW, RULE, adapter, desired, failure, observed
 
 KNOWN = desired(*map(adapter, "abx"))
 

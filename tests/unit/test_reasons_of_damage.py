@@ -6,26 +6,8 @@ from typing import Any
 import pytest
 
 from lora_sidecar.codec import Corrupt, Format, decode
-from tests.support.checkpoints import sealed, sealed_tree
+from tests.support.checkpoints import ADAPTER, PAYLOAD, sealed, sealed_tree
 
-PAYLOAD: dict[str, Any] = {
-    "version": 1,
-    "generation": 1,
-    "server": "vllm",
-    "incarnation": {"number": 1, "start_time": None},
-    "adapters": [],
-    "listed": [],
-    "released": [],
-}
-ADAPTER: dict[str, Any] = {
-    "name": "a",
-    "path": "/a",
-    "origin": "learned",
-    "required": False,
-    "priority": 0,
-    "is_3d_lora_weight": False,
-    "base": None,
-}
 WITHDRAWN = {"name": "a", "pending": True, "declared": None}
 SUSPECT = {"name": "a", "path": "/a", "deaths": 1, "accused": False, "files": ""}
 

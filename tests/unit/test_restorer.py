@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from typing import NoReturn
 
 import pytest
 
@@ -31,6 +32,11 @@ pytestmark = pytest.mark.looptime
 NAMES = [f"a{number:02}" for number in range(12)]
 
 
+def unasked(*arguments: object) -> NoReturn:
+    """What a restorer has no business with."""
+    raise AssertionError(arguments)
+
+
 class Slow:
     """An engine whose loads take a second each; `busy` is whether it has requests, `results` answers by name."""
 
@@ -49,7 +55,7 @@ class Slow:
 
     async def observe(self, trusted: Observed | None) -> Observation:
         """See `Engine`."""
-        raise NotImplementedError
+        unasked(trusted)
 
     async def load(self, adapter: Adapter, incarnation: int) -> Result:
         """Take a second."""
@@ -74,23 +80,23 @@ class Slow:
     @property
     def pulse(self) -> Pulse:
         """See `Engine`."""
-        raise NotImplementedError
+        unasked()
 
     async def halted(self) -> bool:
         """See `Engine`."""
-        raise NotImplementedError
+        unasked()
 
     async def unfit(self, busy_above: int) -> Unfit | None:
         """See `Engine`."""
-        raise NotImplementedError
+        unasked(busy_above)
 
     async def ask(self, model: str, prompt: str, deadline: float | None) -> Answer:
         """See `Engine`."""
-        raise NotImplementedError
+        unasked(model, prompt, deadline)
 
     async def unload(self, name: str) -> Accepted | Failure:
         """See `Engine`."""
-        raise NotImplementedError
+        unasked(name)
 
     async def close(self) -> None:
         """See `Engine`."""

@@ -2,12 +2,9 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from lora_sidecar.attempts import Clock
-from lora_sidecar.config import BackoffConfig
 from lora_sidecar.events import Event, Fact, Level
 from lora_sidecar.model import (
     Accepted,
-    FailureKind,
     Origin,
     Retired,
     Unloaded,
@@ -18,13 +15,7 @@ from lora_sidecar.work import (
     Attempt,
     Work,
 )
-from tests.support.core import adapter, desired, failure
-
-NOW = 1_000.0
-RULE = BackoffConfig()
-CLOCK = Clock(NOW, 0.0)
-GONE = failure(FailureKind.FILES, "no files")
-DEAD = failure(FailureKind.ENGINE, "dead", 500)
+from tests.support.core import CLOCK, DEAD, NOW, RULE, adapter, desired
 
 
 def told(facts: tuple[Fact, ...]) -> list[tuple[Event, Level, str, dict[str, object]]]:
