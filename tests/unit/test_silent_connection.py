@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -11,12 +12,16 @@ from lora_sidecar.engines.sentinel import Sentinel
 
 async def test_a_name_with_an_address_at_which_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     """The next address of the name is tried, as for every request."""
-    connected = asyncio.Event()
+    connected, ended = asyncio.Event(), asyncio.Event()
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connected.set()
-        await reader.read()
+        with suppress(ConnectionResetError):
+            await reader.read()
         writer.close()
+        with suppress(ConnectionResetError):
+            await writer.wait_closed()
+        ended.set()
 
     server = await asyncio.start_server(accept, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
@@ -32,7 +37,10 @@ async def test_a_name_with_an_address_at_which_nobody_listens(monkeypatch: pytes
         sentinel.hold(1.0, 5.0)
         async with asyncio.timeout(5):
             await connected.wait()
+            await sentinel.close()
+            await ended.wait()
     finally:
         await sentinel.close()
         server.close()
+        await server.wait_closed()
     assert len(asked) == 1
