@@ -11,22 +11,20 @@ The texts are vLLM's own as of 0.32, without its frames; the rules of the other 
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from lora_sidecar.adapter_tensors import HEADER_LENGTH_BYTES, BaseShape, Tensors, misfit, module_of, tensors_of
 from lora_sidecar.model import FailureKind
 
 CONFIG = "adapter_config.json"
 SAFETENSORS = "adapter_model.safetensors"
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
-HEADER_LENGTH_BYTES = 8
 
-_HEADER_LIMIT = 100_000_000
 _REQUIRED = ("r", "lora_alpha", "target_modules")
 _PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
 _SINCE_0_32 = {
@@ -37,9 +35,6 @@ _SINCE_0_32 = {
     "use_bdlora": "vLLM does not support block-diagonal LoRA (BD-LoRA).",
     "use_qalora": "vLLM does not support QALoRA.",
 }
-_BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16} | {
-    "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64
-}  # fmt: skip
 
 
 class Finding(Struct, frozen=True):
@@ -74,13 +69,6 @@ class Folder(Struct, frozen=True):
     weights: Weights | None
 
 
-class BaseShape(Struct, frozen=True):
-    """What a base model's config.json says of its layers: how many, and inputs and outputs of each linear module."""
-
-    layers: int
-    modules: Mapping[str, tuple[int, int]]
-
-
 class Limits(Struct, frozen=True):
     """What an adapter is held against; None and () are no limit. `roots` are real paths.
 
@@ -92,9 +80,6 @@ class Limits(Struct, frozen=True):
     roots: tuple[str, ...] = ()
     base: BaseShape | None = None
     vllm: bool = True
-
-
-Tensors = Mapping[str, tuple[int, ...]]
 
 
 def check(folder: Folder, limits: Limits) -> tuple[Finding, ...]:
@@ -260,52 +245,6 @@ def _weights(folder: Folder, config: Mapping[str, Any], limits: Limits) -> Itera
     yield from _shapes(tensors, config, limits)
 
 
-def tensors_of(head: bytes, size: int) -> Tensors | str:
-    """The shape of each tensor in a safetensors file of `size` bytes, or what the library says that is wrong with it.
-
-    `head` are the file's first bytes up to the end of the header at least, or all of a shorter file.
-    """
-    if size < HEADER_LENGTH_BYTES:
-        return "header too small"
-    length = int.from_bytes(head[:HEADER_LENGTH_BYTES], "little")
-    if length > _HEADER_LIMIT:
-        return "header too large"
-    if length > size - HEADER_LENGTH_BYTES:
-        return "invalid header length"
-    try:
-        header = json.loads(head[HEADER_LENGTH_BYTES : HEADER_LENGTH_BYTES + length].decode())
-        tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
-        shapes = {name: tuple(map(int, tensor["shape"])) for name, tensor in tensors.items()}
-        end = 0
-        for name, tensor in sorted(tensors.items(), key=lambda item: item[1]["data_offsets"]):
-            start, stop = tensor["data_offsets"]
-            if start != end or (stop - start) * 8 != math.prod(shapes[name]) * _BITS[tensor["dtype"]]:
-                return "invalid offset for tensor"
-            end = stop
-    except UnicodeDecodeError as error:
-        return f"invalid UTF-8 in header: {error.reason}"
-    except json.JSONDecodeError as error:
-        return f"invalid JSON in header: {error.msg} at line {error.lineno} column {error.colno}"
-    except (ArithmeticError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        return f"invalid header: {error}"
-    if HEADER_LENGTH_BYTES + length + end != size:
-        return "incomplete metadata, file not fully covered"
-    return shapes
-
-
-def module_of(name: str) -> str | None:
-    """The module that a tensor belongs to as vLLM 0.32 reads names, None where it refuses the name."""
-    match name.removeprefix("base_model.model.").split("."):
-        case [*module, "lora_A" | "lora_B", "weight"]:
-            return ".".join(module)
-        case [*module, "lora_embedding_A" | "lora_embedding_B"]:
-            return ".".join(module)
-        case [*_, "score" | "classifier" as head, "weight" | "bias"]:
-            return head
-        case _:
-            return None
-
-
 def _once_accepted(name: str) -> bool:
     """Whether some version reads or skips a name that 0.32 refuses: biases to 0.11.0, base layers since 0.11.1."""
     return "base_layer" in name or name.endswith(".bias")
@@ -321,49 +260,5 @@ def _shapes(tensors: Tensors, config: Mapping[str, Any], limits: Limits) -> Iter
             message = f"{name} has rank {shape[0]}, and {CONFIG} says {rank}"
             yield Finding(kind, message, export, certain=limits.max_rank is not None and shape[0] > limits.max_rank)
             break
-    if limits.base is not None:
-        yield from (
-            Finding(kind, message, "is it an adapter of this base model?") for message in _misfit(tensors, limits.base)
-        )
-
-
-def _misfit(tensors: Tensors, base: BaseShape) -> Sequence[str]:
-    for name, shape in tensors.items():
-        module = module_of(name)
-        if module is None or len(shape) != 2:  # noqa: PLR2004 - a matrix
-            continue
-        inputs, outputs = base.modules.get(module.rpartition(".")[2], (0, 0))
-        have, want, side = (shape[1], inputs, "inputs") if "lora_A" in name else (shape[0], outputs, "outputs")
-        if want and have != want:
-            return [f"{name} has {have} {side}, and the base model's module has {want}"]
-        layer = re.search(r"\.layers\.([0-9]{1,6})\.", name)
-        if layer and int(layer[1]) >= base.layers:
-            return [f"{name} is for layer {layer[1]}, and the base model has {base.layers} layers"]
-    return []
-
-
-_PLAIN_MODELS = frozenset({"llama", "mistral", "qwen2", "qwen3"})
-"""Model types whose linear modules have the shapes that the common settings say, and no others."""
-
-
-def base_shape(text: bytes) -> BaseShape | None:
-    """The shapes that a base model's config.json spells; None for what is not understood, which is then not checked."""
-    try:
-        config = json.loads(text)
-        if config["model_type"] not in _PLAIN_MODELS:
-            return None
-        hidden, inner, heads = (int(config[key]) for key in ("hidden_size", "intermediate_size", "num_attention_heads"))
-        head = int(config.get("head_dim") or hidden // heads)
-        queries, keys = heads * head, int(config.get("num_key_value_heads") or heads) * head
-        modules = {
-            "q_proj": (hidden, queries),
-            "k_proj": (hidden, keys),
-            "v_proj": (hidden, keys),
-            "o_proj": (queries, hidden),
-            "gate_proj": (hidden, inner),
-            "up_proj": (hidden, inner),
-            "down_proj": (inner, hidden),
-        }
-        return BaseShape(int(config["num_hidden_layers"]), modules)
-    except (ArithmeticError, ValueError, TypeError, KeyError, RecursionError):
-        return None
+    if limits.base is not None and (message := misfit(tensors, limits.base)):
+        yield Finding(kind, message, "is it an adapter of this base model?")

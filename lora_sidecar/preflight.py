@@ -20,18 +20,16 @@ from msgspec.structs import replace
 
 from lora_sidecar.adapter_check import (
     CONFIG,
-    HEADER_LENGTH_BYTES,
     PICKLES,
     SAFETENSORS,
-    BaseShape,
     Finding,
     Folder,
     Limits,
     Weights,
-    base_shape,
     check,
     rank_limit_in,
 )
+from lora_sidecar.adapter_tensors import HEADER_LENGTH_BYTES, BaseShape, base_shape
 from lora_sidecar.config import Config, PreflightConfig
 from lora_sidecar.model import Adapter, Failure, FailureKind, Looked, Origin, Result
 from lora_sidecar.offload import NoThreadError

@@ -14,18 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_sidecar.adapter_check import (
-    CONFIG,
-    HEADER_LENGTH_BYTES,
-    PICKLES,
-    SAFETENSORS,
-    bad_rank,
-    missing_fields,
-    module_of,
-    rank_refused,
-    tensors_of,
-    unsupported,
-)
+from lora_sidecar.adapter_check import CONFIG, PICKLES, SAFETENSORS, bad_rank, missing_fields, rank_refused, unsupported
+from lora_sidecar.adapter_tensors import HEADER_LENGTH_BYTES, module_of, tensors_of
 
 EXPECTED_MODULES = frozenset(
     {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed_tokens", "lm_head"}

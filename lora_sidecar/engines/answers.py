@@ -13,8 +13,8 @@ from typing import Final
 from msgspec.structs import replace
 
 from lora_sidecar.config_values import format_duration
+from lora_sidecar.engines.refusal_wire import error_text, sentence
 from lora_sidecar.engines.transport import Broken, Reply
-from lora_sidecar.engines.vllm_wire import error_text, sentence
 from lora_sidecar.model import Accepted, Failure, FailureKind, Reason, Unknown
 
 _ANSWER_LIMIT: Final = 8192

@@ -20,10 +20,11 @@ from msgspec.structs import replace
 from lora_sidecar.config import Config, ServerConfig
 from lora_sidecar.engines.answers import absent_base, kept, refusal, unanswered, unknown, unlisted
 from lora_sidecar.engines.pulse import PulseMeter, note
+from lora_sidecar.engines.refusal_wire import is_route_absent
 from lora_sidecar.engines.sentinel import Sentinel
 from lora_sidecar.engines.sglang_wire import ServerInfo, classify_load, classify_unload, decode_server_info
 from lora_sidecar.engines.transport import Broken, Transport, ssl_context
-from lora_sidecar.engines.vllm_wire import BadListing, Listing, decode_listing, is_route_absent
+from lora_sidecar.engines.vllm_wire import BadListing, Listing, decode_listing
 from lora_sidecar.engines.vouch import vouched
 from lora_sidecar.model import (
     Accepted,

@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from lora_sidecar.engines.vllm_wire import error_text, sentence
+from lora_sidecar.engines.refusal_wire import error_text, sentence
 from lora_sidecar.model import Accepted, Failure, FailureKind
 
 

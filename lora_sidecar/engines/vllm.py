@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from lora_sidecar.config import Config, ServerConfig
 from lora_sidecar.engines.answers import absent_base, kept, refusal, unanswered, unknown, unlisted
 from lora_sidecar.engines.pulse import PulseMeter, note
+from lora_sidecar.engines.refusal_wire import classify_load, classify_unload, error_text, is_route_absent, sentence
 from lora_sidecar.engines.sentinel import Sentinel
 from lora_sidecar.engines.stillness import Stillness
 from lora_sidecar.engines.transport import Broken, Reply, Transport
@@ -28,16 +29,11 @@ from lora_sidecar.engines.vllm_wire import (
     Listing,
     Listings,
     Vitals,
-    classify_load,
-    classify_unload,
     decode_completion,
     decode_is_paused,
     decode_is_sleeping,
     decode_metrics,
     decode_version,
-    error_text,
-    is_route_absent,
-    sentence,
 )
 from lora_sidecar.engines.vouch import vouched
 from lora_sidecar.model import (

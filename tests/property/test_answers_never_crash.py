@@ -12,17 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_sidecar.engines.vllm_wire import (
-    MESSAGE_LIMIT,
-    BadListing,
-    Listing,
-    classify_load,
-    classify_unload,
-    decode_is_sleeping,
-    decode_listing,
-    decode_metrics,
-    error_text,
-)
+from lora_sidecar.engines.refusal_wire import MESSAGE_LIMIT, classify_load, classify_unload, error_text
+from lora_sidecar.engines.vllm_wire import BadListing, Listing, decode_is_sleeping, decode_listing, decode_metrics
 from lora_sidecar.model import Failure
 
 

@@ -6,15 +6,8 @@ from typing import Any
 
 import pytest
 
-from lora_sidecar.adapter_check import (
-    Finding,
-    Folder,
-    Limits,
-    Weights,
-    base_shape,
-    check,
-    rank_limit_in,
-)
+from lora_sidecar.adapter_check import Finding, Folder, Limits, Weights, check, rank_limit_in
+from lora_sidecar.adapter_tensors import base_shape
 from lora_sidecar.model import FailureKind
 from lora_sidecar.preflight import read_folder
 from tests.support.adapters import (

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from lora_sidecar.engines import identity_wire, sglang_wire, vllm_wire
+from lora_sidecar.engines import identity_wire, refusal_wire, sglang_wire, vllm_wire
 from lora_sidecar.model import Accepted, Failure, FailureKind, NoAnswer
 
 
@@ -42,14 +42,14 @@ def test_a_completion_without_numbers_is_no_answer() -> None:
 @pytest.mark.parametrize(
     ("said", "read"),
     [
-        (f"bad: {vllm_wire._FRAME}no rank{vllm_wire._FRAME_END}", "bad: no rank"),
-        (f"{vllm_wire._FRAME}one {vllm_wire._FRAME}two", f"one {vllm_wire._FRAME}two"),
-        (f"no frame{vllm_wire._FRAME_END}", f"no frame{vllm_wire._FRAME_END}"),
+        (f"bad: {refusal_wire._FRAME}no rank{refusal_wire._FRAME_END}", "bad: no rank"),
+        (f"{refusal_wire._FRAME}one {refusal_wire._FRAME}two", f"one {refusal_wire._FRAME}two"),
+        (f"no frame{refusal_wire._FRAME_END}", f"no frame{refusal_wire._FRAME_END}"),
     ],
 )
 def test_the_frame_of_a_workers_sentence_is_left_out(said: str, read: str) -> None:
     """The first one and its end; without its beginning nothing is."""
-    assert vllm_wire._unframed(said) == read
+    assert refusal_wire._unframed(said) == read
 
 
 def sglang(message: str | None, *, success: bool = False) -> bytes:
@@ -132,8 +132,8 @@ def test_a_listing_that_is_none_says_what_is_wrong_with_it() -> None:
 
 def test_a_sentence_is_cut_where_it_is_too_long_and_not_before() -> None:
     """Of a text without end only the beginning is looked at, whatever is in it."""
-    limit = vllm_wire.MESSAGE_LIMIT
+    limit = refusal_wire.MESSAGE_LIMIT
 
-    assert vllm_wire.sentence("a" * limit) == "a" * limit
-    assert vllm_wire.sentence("a" * (limit + 1)) == "a" * (limit - 1) + "…"
-    assert vllm_wire.sentence(" " * (4 * limit - 1) + "ab") == "a"
+    assert refusal_wire.sentence("a" * limit) == "a" * limit
+    assert refusal_wire.sentence("a" * (limit + 1)) == "a" * (limit - 1) + "…"
+    assert refusal_wire.sentence(" " * (4 * limit - 1) + "ab") == "a"

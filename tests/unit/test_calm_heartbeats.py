@@ -50,6 +50,7 @@ def test_the_same_listing_again_is_not_compared(planned: list[Observed]) -> None
 
     assert (plan.desired, plan.verdict, plan.observed_at, plan.facts) == (KNOWN, Verdict.STEADY, 6.0, ())
     assert plan.work.last is AGAIN
+    assert plan.work.server.last_good == 6.0
     assert planned == []
 
 

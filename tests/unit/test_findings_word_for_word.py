@@ -13,11 +13,10 @@ from lora_sidecar.adapter_check import (
     bad_rank,
     check,
     missing_fields,
-    module_of,
     rank_limit_in,
-    tensors_of,
     unsupported,
 )
+from lora_sidecar.adapter_tensors import module_of, tensors_of
 from lora_sidecar.model import FailureKind
 
 CONFIG: dict[str, Any] = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}

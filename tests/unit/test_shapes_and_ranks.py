@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from lora_sidecar.adapter_check import BaseShape, Folder, Limits, Weights, base_shape, check
+from lora_sidecar.adapter_check import Folder, Limits, Weights, check
+from lora_sidecar.adapter_tensors import BaseShape, base_shape
 
 MODEL: dict[str, Any] = {
     "model_type": "qwen3",

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from lora_sidecar.events import Event
 from lora_sidecar.model import Failure, FailureKind, Origin, Reason
 from lora_sidecar.work import Verdict
 from tests.support.core import World, adapter, declared, desired, failure
@@ -69,3 +70,27 @@ def test_plan_of_an_unknown_keeps_what_is_under_way() -> None:
     assert conditions
     assert world.work.attempts == attempts
     assert world.work.conditions == conditions
+
+
+@pytest.mark.parametrize(
+    ("reason", "accused"), [(Reason.REFUSED, True), (Reason.ENGINE_DEAD, True), (Reason.SERVER_ERROR, False)]
+)
+def test_only_the_death_of_the_server_accuses_what_was_under_way(reason: Reason, accused: bool) -> None:
+    """A load that is under way while the server only answers badly has killed nobody."""
+    world = World(desired(*EVERY))
+    world.see("b", "c")
+    world.under_way = (adapter("a"),)
+    world.miss(reason)
+
+    assert {name: one.accused for name, one in world.desired.suspects.items()} == ({"a": True} if accused else {})
+
+
+def test_what_an_unknown_shows_is_told() -> None:
+    """That the server is away, and each load that failed, although nothing is planned."""
+    world = World(desired(*EVERY))
+    world.see("b", "c", start_time=2.0)
+    world.ended("a", failure(message="no such file"))
+    plan = world.miss(Reason.REFUSED, detail="nobody listens")
+
+    assert [fact.event for fact in plan.facts] == [Event.SERVER_DOWN, Event.RESTORE_FAILED]
+    assert plan.facts[0].fields["detail"] == "nobody listens"

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
+from lora_sidecar.engines.refusal_wire import MESSAGE_LIMIT
 from lora_sidecar.engines.vllm_wire import (
-    MESSAGE_LIMIT,
     BadListing,
     Listing,
+    Listings,
     Vitals,
     decode_is_sleeping,
     decode_listing,
@@ -229,3 +230,51 @@ def test_tokens_of_every_engine_are_counted_together(body: bytes, tokens: float 
 def test_metrics_that_were_cut_short_say_nothing(length: int) -> None:
     """Half of a number is another number, and the same for two lives of the server."""
     assert decode_metrics(b"process_start_time_seconds 1.79536439651e+09\n"[:length]) == Vitals()
+
+
+RUNNING = b'vllm:num_requests_running{engine="0",model_name="base"} %s\n'
+WAITING = b'vllm:num_requests_waiting{engine="0",model_name="base"} %s\n'
+
+
+@pytest.mark.parametrize(
+    ("body", "requests"),
+    [
+        (RUNNING % b"0.0" + WAITING % b"0.0", 0.0),
+        (RUNNING % b"1.0" + WAITING % b"0.0", 1.0),
+        (RUNNING % b"0.0" + WAITING % b"3.0", 3.0),
+        (RUNNING % b"0.0" + RUNNING % b"2.0" + WAITING % b"0.0", 2.0),
+        (RUNNING % b"0.0", None),
+        (WAITING % b"0.0", None),
+        (RUNNING % b"NaN" + WAITING % b"0.0", None),
+        (b'vllm:num_requests_waiting_by_reason{reason="capacity"} 0.0\n' + RUNNING % b"0.0", None),
+        (b"", None),
+    ],
+)
+def test_requests_are_counted_only_where_both_gauges_say(body: bytes, requests: float | None) -> None:
+    """No traffic is a claim that needs both numbers; whatever is missing or garbled leaves it open."""
+    assert decode_metrics(body).requests == requests
+
+
+def body_of(*names: str, created: int = 1) -> bytes:
+    """A listing of a base model and adapters, with what is new in every answer."""
+    cards = [{"id": "base", "root": "/m", "parent": None, "created": created}]
+    cards += [{"id": n, "root": f"/adapters/{n}", "parent": "base", "created": created} for n in names]
+    return json.dumps({"object": "list", "data": cards}).encode()
+
+
+def test_a_listing_that_says_the_same_is_the_same_object() -> None:
+    """A steady heartbeat builds nothing, whatever else is new in the answer."""
+    listings = Listings()
+    first = listings.decode(body_of("a", "b"))
+    assert listings.decode(body_of("a", "b", created=2)) is first
+    assert listings.decode(body_of("a")) != first
+    assert listings.decode(body_of("b", "a")) != first
+
+
+def test_a_listing_that_cannot_be_read_leaves_the_last_one_known() -> None:
+    """Garbage between two listings is garbage, and the next one is compared with the last good one."""
+    listings = Listings()
+    first = listings.decode(body_of("a"))
+    assert isinstance(listings.decode(b"{"), BadListing)
+    assert isinstance(listings.decode(body_of("a").replace(b'"id": "a"', b'"id": 5')), BadListing)
+    assert listings.decode(body_of("a")) is first
