@@ -18,8 +18,7 @@ from benchmarks import pods
 from benchmarks.figures import Figures, median
 from lora_sidecar.checkpoint import Store
 from lora_sidecar.codec import Checkpoint, Format
-from lora_sidecar.encoding import encode, pieces
-from lora_sidecar.lines import Lines
+from lora_sidecar.encoding import Encoder, encode
 from lora_sidecar.model import Adapter, Desired, Incarnation, Origin
 
 COUNTS = (10, 100, 1000, 10_000)
@@ -69,7 +68,7 @@ def _row(folder: Path, count: int, format_: Format) -> tuple[object, ...]:
     store = Store(str(folder), name, format_)
     store.open()
     store.load()
-    lines = Lines()
+    encoder = Encoder(format_)
     ours: list[float] = []
     bare: list[float] = []
     encoding: list[float] = []
@@ -87,7 +86,7 @@ def _row(folder: Path, count: int, format_: Format) -> tuple[object, ...]:
         _write_durably(folder, data)
         bare.append(time.perf_counter() - began)
         began = time.perf_counter()
-        pieces(Checkpoint(number + 1, name, desired), format_, lines)
+        encoder.pieces(Checkpoint(number + 1, name, desired))
         encoding.append(time.perf_counter() - began)
     store.close()
     # The first of all meets what is not in any cache: of the disk, of the processor, of this program.

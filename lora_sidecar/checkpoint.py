@@ -30,9 +30,8 @@ from msgspec import Struct
 
 from lora_sidecar.codec import MAX_BYTES, Checkpoint, Corrupt, Format, TooNew, decode
 from lora_sidecar.disk import Disk, explained, open_lock, read_at, read_path
-from lora_sidecar.encoding import pieces
+from lora_sidecar.encoding import Encoder
 from lora_sidecar.errors import CheckpointError, LockHeldError
-from lora_sidecar.lines import Lines
 
 _KEPT_CORRUPT = 3
 _LOCK_PAUSE = 0.05
@@ -89,12 +88,11 @@ class Store:
         other = "yaml" if format == "json" else "json"
         self.directory = directory
         self.server = server
-        self._format: Format = format
         self._disk = disk or Disk()
         self._stem = stem
         self._current, self._previous = f"{stem}.{format}", f"{stem}.prev.{format}"
         self._other_current, self._other_previous = f"{stem}.{other}", f"{stem}.prev.{other}"
-        self._lines = Lines()
+        self._encoder = Encoder(format)
         self._held = ExitStack()
         self._fd: int | None = None
         self._loaded = False
@@ -171,7 +169,7 @@ class Store:
         Raises CheckpointError. The old or the new generation is then in place, whole, and the save is to be repeated.
         """
         directory = self._attached()
-        data = pieces(checkpoint, self._format, self._lines)
+        data = self._encoder.pieces(checkpoint)
         current = self._path(self._current)
         if sum(map(len, data)) > MAX_BYTES:
             hint = "lower policy.adopt.max, or use shorter adapter names"

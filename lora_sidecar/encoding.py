@@ -19,33 +19,44 @@ from lora_sidecar.digest import sha256
 from lora_sidecar.lines import Lines, dumped
 from lora_sidecar.model import Adapter
 
-LONG: Final = 64 * 1024
+_BETWEEN: Final[dict[Format, bytes]] = {"json": b",\n  ", "yaml": b"\n- "}
+"""What stands between the items of a list, and here before each of them."""
+
+LONG: Final = 8 * 1024
 """Bytes of a piece from which on it is handed out as it is."""
 
 
 def encode(checkpoint: Checkpoint, format: Format) -> bytes:  # noqa: A002 - the config's own word
     """The file's bytes."""
-    return b"".join(pieces(checkpoint, format, Lines()))
+    return b"".join(Encoder(format).pieces(checkpoint))
 
 
-def pieces(checkpoint: Checkpoint, format: Format, lines: Lines) -> tuple[bytes, ...]:  # noqa: A002
-    """The file's bytes, piece by piece: together the same for equal checkpoints. Never fails, whatever the names hold.
+class Encoder:
+    """Makes one server's files, one after another: what has not changed since the last one is not made again."""
 
-    A start time that is not finite is stored as unknown. The result may be larger than `MAX_BYTES`, which `decode`
-    refuses. `lines` are those of the last checkpoint of this server, which make it faster and nothing else.
-    """
-    fields = _fields(checkpoint, lines).items()
-    match format:
-        case "json":
-            start = JSON_START + b'"sha256": "%b",\n'
-            every = [p for name, value in fields for p in (b",\n", b'"%b": ' % name.encode(), *_json_value(value))]
-            payload = _merged([*every[1:], b"\n}\n"])
-        case "yaml":
-            start = YAML_START + b"sha256: %b\n"
-            payload = _merged([p for name, value in fields for p in (name.encode(), b":", *_yaml_value(value), b"\n")])
-        case _:
-            assert_never(format)
-    return tuple(_merged([start % sha256(*payload).encode(), *payload]))
+    def __init__(self, format: Format) -> None:  # noqa: A002
+        self._format: Format = format
+        self._lines = Lines(_BETWEEN[format])
+
+    def pieces(self, checkpoint: Checkpoint) -> tuple[bytes, ...]:
+        """The file's bytes, piece by piece: together the same for equal checkpoints. Never fails, whatever the names.
+
+        A start time that is not finite is stored as unknown. The result may be larger than `MAX_BYTES`, which `decode`
+        refuses.
+        """
+        fields = _fields(checkpoint, self._lines).items()
+        match self._format:
+            case "json":
+                start = JSON_START + b'"sha256": "%b",\n'
+                every = [p for name, value in fields for p in (b",\n", b'"%b": ' % name.encode(), *_json_value(value))]
+                every = [*every[1:], b"\n}\n"]
+            case "yaml":
+                start = YAML_START + b"sha256: %b\n"
+                every = [p for name, value in fields for p in (name.encode(), b":", *_yaml_value(value), b"\n")]
+            case _:
+                assert_never(self._format)
+        payload = _merged(every)
+        return tuple(_merged([start % sha256(*payload).encode(), *payload]))
 
 
 def _merged(every: Iterable[bytes]) -> list[bytes]:
@@ -62,7 +73,7 @@ def _merged(every: Iterable[bytes]) -> list[bytes]:
 
 
 def _fields(checkpoint: Checkpoint, lines: Lines) -> dict[str, bytes | list[bytes]]:
-    """Each field's value as JSON, or the items of a list as JSON each."""
+    """Each field's value as JSON, or the text of a list's items, each with what stands before it."""
     desired = checkpoint.desired
     start_time = desired.incarnation.start_time
     if start_time is not None and not math.isfinite(start_time):
@@ -75,10 +86,10 @@ def _fields(checkpoint: Checkpoint, lines: Lines) -> dict[str, bytes | list[byte
         "incarnation": _dumped({"number": desired.incarnation.number, "start_time": start_time}),
         "adapters": adapters,
         "listed": listed,
-        "released": dumped({"name": name, "path": path} for name, path in sorted(desired.released.items())),
+        "released": lines.text({"name": name, "path": path} for name, path in sorted(desired.released.items())),
     }
     if desired.withdrawn:
-        fields["withdrawn"] = dumped(
+        fields["withdrawn"] = lines.text(
             {
                 "name": name,
                 "pending": one.pending,
@@ -89,7 +100,7 @@ def _fields(checkpoint: Checkpoint, lines: Lines) -> dict[str, bytes | list[byte
     if desired.paused is not None:
         fields["paused"] = _dumped({"reason": desired.paused.reason})
     if desired.suspects:
-        fields["suspects"] = dumped(
+        fields["suspects"] = lines.text(
             {"name": name, "path": one.path, "deaths": one.deaths, "accused": one.accused, "files": one.files}
             for name, one in sorted(desired.suspects.items())
         )
@@ -123,7 +134,8 @@ def _json_value(value: bytes | list[bytes]) -> tuple[bytes, ...]:
         case []:
             return (b"[]",)
         case _:
-            return (b"[\n  ", b",\n  ".join(value), b"\n]")
+            # No comma stands before the first.
+            return (b"[", value[0][1:], *value[1:], b"\n]")
 
 
 def _yaml_value(value: bytes | list[bytes]) -> tuple[bytes, ...]:
@@ -133,4 +145,4 @@ def _yaml_value(value: bytes | list[bytes]) -> tuple[bytes, ...]:
         case []:
             return (b" []",)
         case _:
-            return (b"\n- ", b"\n- ".join(value))
+            return tuple(value)

@@ -3,12 +3,13 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_sidecar.codec import Checkpoint
-from lora_sidecar.encoding import encode, pieces
-from lora_sidecar.lines import FEW, Lines
+from lora_sidecar.codec import Checkpoint, Format
+from lora_sidecar.encoding import Encoder, encode
+from lora_sidecar.lines import BLOCK
 from lora_sidecar.model import Adapter, Desired, Incarnation, Origin
 
-NAMES = [f"a{number}" for number in range(2 * FEW)]
+NAMES = [f"a{number}" for number in range(4 * BLOCK)]
+FORMATS: tuple[Format, ...] = ("json", "yaml")
 STEPS = st.lists(
     st.tuples(
         st.sets(st.sampled_from(NAMES), max_size=5) | st.just(set(NAMES)),
@@ -25,7 +26,7 @@ def test_lines_kept_over_any_changes_are_those_of_the_file(
     steps: list[tuple[set[str], set[str], set[str] | None, bool]],
 ) -> None:
     """Whatever is added, replaced, removed or put in another order, few or many at a time: the bytes are the same."""
-    kept = Lines()
+    kept = {format_: Encoder(format_) for format_ in FORMATS}
     adapters: dict[str, Adapter] = {}
     for number, (gone, fresh, listed, turned) in enumerate(steps):
         adapters = {name: one for name, one in adapters.items() if name not in gone}
@@ -35,4 +36,5 @@ def test_lines_kept_over_any_changes_are_those_of_the_file(
         names = frozenset(adapters if listed is None else listed)
         checkpoint = Checkpoint(number, "vllm", Desired(dict(adapters), Incarnation(1), names))
 
-        assert b"".join(pieces(checkpoint, "json", kept)) == encode(checkpoint, "json")
+        for format_, encoder in kept.items():
+            assert b"".join(encoder.pieces(checkpoint)) == encode(checkpoint, format_)
