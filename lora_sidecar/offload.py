@@ -2,18 +2,23 @@
 
 The trap guarded against is a hung file system. A thread stuck in the kernel cannot be ended; a pool would lend out one
 more at every try until none is left, and the interpreter would wait for all of them at exit. So each user has a slot of
-its own, a stuck call keeps it occupied, and the threads are daemons.
+its own, a stuck call keeps it occupied, and the threads are daemons. One that is done waits a moment for another call:
+to start a thread takes longer than to read an adapter, where the processors are busy.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Callable
-from contextlib import suppress
-from typing import Generic, TypeVar
+from queue import SimpleQueue
+from typing import Any, Final, Generic, TypeVar
 
 T = TypeVar("T")
+
+IDLE: Final = 0.25
+"""Seconds for which a thread waits for another call."""
 
 
 class NoThreadError(TimeoutError):
@@ -21,28 +26,28 @@ class NoThreadError(TimeoutError):
 
 
 class _Call(Generic[T]):
-    """One call in its thread, and the future that hears of its end."""
+    """One call, made in a thread, and the future that hears of its end."""
 
     def __init__(self, function: Callable[[], T]) -> None:
         self._function = function
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[T] = self._loop.create_future()
 
-    def start(self, name: str) -> None:
-        threading.Thread(target=self._run, name=name, daemon=True).start()
-
-    def _run(self) -> None:
+    def make(self) -> bool:
+        """Call the function; whether anybody is left to hear of it."""
         try:
             result = self._function()
         except BaseException as error:  # noqa: BLE001 - whatever it is belongs to the caller
-            self._tell(self._fail, error)
-        else:
-            self._tell(self._succeed, result)
+            return self._tell(self._fail, error)
+        return self._tell(self._succeed, result)
 
-    def _tell(self, how: Callable[..., None], what: object) -> None:
-        # The loop may be closed at any moment: then nobody waits any more.
-        with suppress(RuntimeError):
+    def _tell(self, how: Callable[..., None], what: object) -> bool:
+        try:
             self._loop.call_soon_threadsafe(how, what)
+        except RuntimeError:
+            # The loop may be closed at any moment.
+            return False
+        return True
 
     def _succeed(self, result: T) -> None:
         if not self.ended.done():
@@ -55,6 +60,28 @@ class _Call(Generic[T]):
             self.ended.exception()
 
 
+class _Thread:
+    """A thread that makes one call after another, and ends where nobody refers to this object any more."""
+
+    def __init__(self, name: str) -> None:
+        """Raises `RuntimeError` where no thread can be started."""
+        self._calls: SimpleQueue[_Call[Any] | None] = SimpleQueue()
+        threading.Thread(target=_serve, args=(self._calls,), name=name, daemon=True).start()
+        weakref.finalize(self, self._calls.put, None).atexit = False
+
+    def take(self, call: _Call[Any]) -> None:
+        """Make this call next."""
+        self._calls.put(call)
+
+
+def _serve(calls: SimpleQueue[_Call[Any] | None]) -> None:
+    while (call := calls.get()) is not None:
+        if not call.make():
+            break
+        # What it returned must not be kept for as long as the next one is waited for.
+        del call
+
+
 class Offloader:
     """A slot for one blocking call at a time."""
 
@@ -62,6 +89,8 @@ class Offloader:
         """`name` is what its threads are called."""
         self._name = name
         self._under_way: asyncio.Future[object] | None = None
+        self._thread: _Thread | None = None
+        self._leaving: asyncio.TimerHandle | None = None
 
     @property
     def busy(self) -> bool:
@@ -78,12 +107,22 @@ class Offloader:
             raise TimeoutError("an earlier call has not come back yet")
         call = _Call(function)
         try:
-            call.start(self._name)
+            self._thread = self._thread or _Thread(self._name)
         except RuntimeError as error:
             raise NoThreadError(f"no thread can be started now: {error}") from error
+        if self._leaving is not None:
+            self._leaving.cancel()
+        self._thread.take(call)
         self._under_way = call.ended  # type: ignore[assignment]  # a future is invariant, and only its end is looked at
+        call.ended.add_done_callback(self._rest)
         async with asyncio.timeout(deadline):
             return await asyncio.shield(call.ended)
+
+    def _rest(self, ended: asyncio.Future[Any]) -> None:
+        self._leaving = ended.get_loop().call_later(IDLE, self._let_go)
+
+    def _let_go(self) -> None:
+        self._thread = self._leaving = None
 
     async def settle(self, deadline: float) -> bool:
         """Wait at most `deadline` seconds for a call under way; whether none is left."""

@@ -252,7 +252,7 @@ def is_complete(path: str) -> bool:
 
 
 def _warm(path: str, begin: int) -> int:
-    """Read one piece of the weights; where the next one begins, -1 at the end or where there is nothing to read."""
+    """Have one piece of the weights read; where the next one begins, -1 at the end or if there is nothing to read."""
     for name in _WEIGHTS:
         try:
             file = os.open(os.path.join(path, name), _FLAGS)
@@ -260,14 +260,14 @@ def _warm(path: str, begin: int) -> int:
             continue
         try:
             end = os.fstat(file).st_size
-            # Zeroes that are written over with what is read: for a small file most of them would be left.
-            buffer = bytearray(min(_BUFFER, max(0, end - begin)))
             at = begin
-            while at < min(end, begin + _PIECE):
-                count = os.preadv(file, [buffer], at)
-                if count == 0:
-                    return -1
-                at += count
+            with open(os.devnull, "wb", buffering=0) as nowhere:
+                while at < min(end, begin + _PIECE):
+                    # Copies nothing: what is in memory already takes a quarter of the time of reading it.
+                    count = os.sendfile(nowhere.fileno(), file, at, min(end, begin + _PIECE) - at)
+                    if count == 0:
+                        return -1
+                    at += count
         except OSError:
             return -1
         else:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from typing import Final
 
 from msgspec import Struct
@@ -48,13 +50,15 @@ class Survey:
         self._turn = 0
         self._timeout = 1.0
         self._places: dict[str, Place] = {}
+        self._beside: defaultdict[str, dict[str, None]] = defaultdict(dict)
         self.files: Mapping[str, Files] = {}
 
     def want(self, urgent: Iterable[str], others: Sequence[str], timeout: float) -> None:
         """Look at all of `urgent` and some of `others` (paths), each for at most `timeout` seconds; returns at once."""
         self._urgent, self._others, self._timeout = tuple(urgent), tuple(others), timeout
         known = {*self._urgent, *self._others}
-        self._places = {path: place for path, place in self._places.items() if path in known}
+        for path in self._places.keys() - known:
+            self._leave(path)
         if not self.files.keys() <= known:
             self.files = {path: found for path, found in self.files.items() if path in known}
         self._wanted.set()
@@ -87,6 +91,7 @@ class Survey:
                 fresh[path] = found
             if place is not None:
                 self._places[path] = place
+                self._beside[_parent(path)][path] = None
         if others is not self._others:
             # What is wanted changed during the looks.
             known = {*self._urgent, *self._others}
@@ -106,11 +111,17 @@ class Survey:
         self._turn = (self._turn + count) % len(self._others) if self._others else 0
         return tuple(dict.fromkeys((*self._urgent, *odd, *turn)))
 
+    def _leave(self, path: str) -> None:
+        """Forget where a folder was, and that its neighbours had it beside them."""
+        del self._places[path]
+        parent = _parent(path)
+        del self._beside[parent][path]
+        if not self._beside[parent]:
+            del self._beside[parent]
+
     def _neighbours(self, path: str) -> tuple[str, ...]:
         """Other folders beside this one that were complete when last looked at."""
-        parent = os.path.dirname(path.rstrip("/"))
-        beside = (one for one in self._places if one != path and os.path.dirname(one.rstrip("/")) == parent)
-        return tuple(beside)[:IN_TURN]
+        return tuple(islice(self._beside.get(_parent(path), ()), IN_TURN))
 
 
 def _essence(found: Files) -> tuple[Sight, str, bool]:

@@ -167,7 +167,10 @@ class Watch:
         return kept, "" if self._keeper.has(kept) or failed is None else failed.message
 
     def _want_files(self, plan: Plan, config: Config) -> None:
-        """Have the files looked at: of what is missing or suspected each time, of what is loaded in turn."""
+        """Have the files looked at: of what is missing or suspected each time, of what is loaded in turn.
+
+        What is loaded now is left out: its files are read for that, and the disk and the processor are needed for it.
+        """
         last = plan.work.last
         if not config.preflight.enabled:
             # What was seen before says nothing any more, and must hold nobody back.
@@ -176,14 +179,15 @@ class Watch:
             return
         if last is None:
             return
-        state = (plan.desired, last.adapters, config)
+        state = (plan.desired, last.adapters, config, plan.restores)
         if all(one is other for one, other in zip(state, self._surveyed, strict=False)) and self._surveyed:
             self.survey.want_again()
             return
         self._surveyed = state
         adapters = plan.desired.adapters
         listed = {card.name: card.path for card in last.adapters if card.name in adapters}
-        odd = [adapter.path for name, adapter in adapters.items() if name not in listed]
+        read = {adapter.name for adapter in plan.restores}
+        odd = [adapter.path for name, adapter in adapters.items() if name not in listed and name not in read]
         suspected = [suspect.path for suspect in plan.desired.suspects.values()]
         self.survey.want((*odd, *suspected), tuple(listed.values()), config.preflight.timeout)
 

@@ -7,10 +7,11 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lora_sidecar import preflight
+from lora_sidecar import preflight, survey
 from lora_sidecar.adapter_state import AdapterState
 from lora_sidecar.demo.fake_vllm import FakeConfig, canned
 from lora_sidecar.events import Event
@@ -284,3 +285,26 @@ async def test_the_weights_are_not_read_over_and_over_while_the_engine_sleeps(
         pod.server.asleep = None
         await pod.until_listed("one", "two", within=10)
         assert read == ["one", "two"]
+
+
+async def test_what_is_being_loaded_is_read_for_that_alone(
+    make_pod: PodMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among all that is missing after a restart, only what fails is looked at besides, so that loads go on at once."""
+    looked: list[str] = []
+    look = survey._look
+
+    def noted(path: str, *others: Any) -> Any:
+        looked.append(Path(path).name)
+        return look(path, *others)
+
+    paths = {name: write_adapter(tmp_path / "a" / name, layers=1) for name in ("a", "b", "c", "d")}
+    paths["bad"] = write_adapter(tmp_path / "a" / "bad", layers=1, use_dora=True)
+    slow = FakeConfig(check_files=False, load_delay=8.0)
+    async with make_pod(declaring(**paths), "restore: {concurrency: 1}", slow) as pod:
+        monkeypatch.setattr(survey, "_look", noted)
+        await pod.until_listed("a", within=60)
+        assert set(looked) <= {"bad"}
+        await pod.until_listed("a", "b", "c", "d", within=60)
+        await asyncio.sleep(10)
+        assert set(looked) == paths.keys()

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Iterator
 
 import pytest
 
+from lora_sidecar import offload
 from lora_sidecar.offload import Offloader
 
 
@@ -39,6 +41,30 @@ async def test_result_comes_back() -> None:
 
     assert (thread.name, thread.daemon) == ("disk", True)
     assert thread is not threading.current_thread()
+
+
+async def test_calls_in_a_row_share_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits a while for the next one, and then ends."""
+    offloader = Offloader("disk")
+    monkeypatch.setattr(offload, "IDLE", 60.0)
+    first = await offloader.run(threading.current_thread, 5.0)
+    assert await offloader.run(threading.current_thread, 5.0) is first
+
+    monkeypatch.setattr(offload, "IDLE", 0.01)
+    assert await offloader.run(threading.current_thread, 5.0) is first
+    await asyncio.to_thread(first.join, 5.0)
+    assert not first.is_alive()
+    assert await offloader.run(threading.current_thread, 5.0) is not first
+
+
+async def test_a_thread_ends_with_its_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the loop that would let it go is closed before."""
+    monkeypatch.setattr(offload, "IDLE", 60.0)
+    thread = await asyncio.to_thread(lambda: asyncio.run(Offloader("disk").run(threading.current_thread, 5.0)))
+
+    gc.collect()
+    await asyncio.to_thread(thread.join, 5.0)
+    assert not thread.is_alive()
 
 
 async def test_error_comes_back() -> None:

@@ -149,17 +149,27 @@ async def test_a_learned_limit_holds_for_one_life(tmp_path: Path) -> None:
     assert (await checks.inspect(at(folder), 2)).refusal is None
 
 
+def _bytes_read() -> int:
+    """What the kernel has read for this thread, from a disk or from memory."""
+    lines = Path("/proc/thread-self/io").read_text().splitlines()
+    return int(dict(line.split(": ") for line in lines)["rchar"])
+
+
 def test_warming_reads_the_weights_to_their_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Piece by piece, each of which has a deadline of its own."""
     monkeypatch.setattr(preflight, "_PIECE", 3000)
-    monkeypatch.setattr(preflight, "_BUFFER", 1000)
     (tmp_path / WEIGHTS).write_bytes(bytes(7500))
-    begins, begin = [], 0
+    begins, read, begin = [], [], 0
     while begin >= 0:
         begins.append(begin)
+        before = _bytes_read()
         begin = _warm(str(tmp_path), begin)
+        read.append(_bytes_read() - before)
 
     assert begins == [0, 3000, 6000]
+    looking = _bytes_read()
+    looking = _bytes_read() - looking
+    assert [count - looking for count in read] == [3000, 3000, 1500]
     assert _warm(str(tmp_path / "nowhere"), 0) == -1
 
 
