@@ -19,7 +19,7 @@ from tests.support.tiny_model import make_tiny_model
 
 SIZES: tuple[tuple[str, int, Size], ...] = (
     ("73 kB", 200, {"rank": 8, "hidden": 128, "layers": 2}),
-    ("18 MB", 20, {"rank": 64, "hidden": 1024, "layers": 8}),
+    ("18 MB", 200, {"rank": 64, "hidden": 1024, "layers": 8}),
 )
 """What an adapter has on disk, how many there are, and its shape, which is that of the model."""
 

@@ -3,13 +3,15 @@
 Two traps are guarded against. An adapter that is unloaded to be replaced is away until its successor is loaded; so none
 is while the engine sleeps or is paused, when nothing could be loaded, nor where the successor's files are missing or
 such that the engine would refuse them, as far as can be seen. And a plan for one life of the server says nothing of
-the next; so each step is looked up in the newest.
+the next, nor one whose save took long of the server as it is now; so each step is looked up in the newest, and none is
+taken from one that comes late.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Final
 
 from msgspec.structs import replace
 
@@ -17,6 +19,9 @@ from lora_sidecar.engines import Engine
 from lora_sidecar.model import Accepted, Failure, Retired
 from lora_sidecar.preflight import Preflight
 from lora_sidecar.work import Plan, Retire
+
+FRESH: Final = 1.0
+"""Seconds that a plan's listing may be old when the plan comes: meanwhile somebody may have replaced an adapter."""
 
 
 class Retirer:
@@ -43,6 +48,8 @@ class Retirer:
         """Replace the plan."""
         if self._plan is not None and self._plan.incarnation != plan.incarnation:
             self._ended_at.clear()
+        if self._now() - plan.observed_at > FRESH:
+            plan = replace(plan, retires=())
         self._plan = plan
         if plan.retires:
             self._offered.set()

@@ -66,3 +66,15 @@ async def test_a_config_that_changed_meanwhile_forestalls_it() -> None:
         await asyncio.sleep(5)
         assert engine.unloaded == []
         assert retirer.drain() == ()
+
+
+@pytest.mark.parametrize(("age", "unloaded"), [(0.9, ["sql"]), (1.1, [])])
+async def test_a_plan_that_comes_late_retires_nothing(age: float, unloaded: list[str]) -> None:
+    """Its save took long: by now somebody may have loaded what it would unload. The next plan will say."""
+    async with retiring() as (retirer, engine):
+        retirer.forestall()
+        await asyncio.sleep(10)
+        now = asyncio.get_running_loop().time()
+        retirer.offer(replace(plan(()), observed_at=now - age, retires=(Retire("sql"),)))
+        await asyncio.sleep(5)
+        assert engine.unloaded == unloaded
