@@ -66,9 +66,11 @@ def _merged(every: Iterable[bytes]) -> list[bytes]:
     for piece in every:
         if len(piece) < LONG:
             short.append(piece)
-        else:
-            merged += (b"".join(short), piece)
+            continue
+        if short:
+            merged.append(b"".join(short))
             short = []
+        merged.append(piece)
     return [*merged, b"".join(short)]
 
 

@@ -25,8 +25,11 @@ from lora_sidecar.model import Adapter
 # terminal show another text than the file's. They only ever stand inside strings, where JSON lets them be escaped.
 _ESCAPED = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]")
 
-BLOCK: Final = 64
-"""Lines of a block; one that has grown to more than twice as many is cut into such."""
+BLOCK: Final = 512
+"""Lines of a block; one that has grown to more than twice as many is cut into such.
+
+Each block is a write of its own: with 64, 10,000 adapters took a millisecond longer to write.
+"""
 
 _BOOLEAN = ("false", "true")
 

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lora_sidecar import lines
 from lora_sidecar.codec import Checkpoint, Format
 from lora_sidecar.encoding import Encoder, encode
-from lora_sidecar.lines import BLOCK
 from lora_sidecar.model import Adapter, Desired, Incarnation, Origin
 
-NAMES = [f"a{number}" for number in range(4 * BLOCK)]
+NAMES = [f"a{number}" for number in range(40)]
 FORMATS: tuple[Format, ...] = ("json", "yaml")
 STEPS = st.lists(
     st.tuples(
@@ -19,6 +22,14 @@ STEPS = st.lists(
     ),
     max_size=8,
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small_blocks() -> Iterator[None]:
+    """So that few names have several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lines, "BLOCK", 4)
+        yield
 
 
 @given(STEPS)

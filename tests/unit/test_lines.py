@@ -13,10 +13,11 @@ from lora_sidecar.codec import Checkpoint, Format, decode
 from lora_sidecar.digest import LONG, sha256
 from lora_sidecar.encoding import LONG as APART
 from lora_sidecar.encoding import Encoder, encode
-from lora_sidecar.lines import BLOCK, Lines
+from lora_sidecar.lines import Lines
 from lora_sidecar.model import Adapter, Desired, Incarnation, Origin
 
 BETWEEN = b"|"
+BLOCK = 64
 MANY = {f"a{number:05}": Adapter(f"a{number:05}", f"/a/{number}", Origin.LEARNED) for number in range(500)}
 
 
@@ -29,6 +30,12 @@ def whole(made: tuple[list[bytes], list[bytes]]) -> tuple[bytes, bytes]:
     """Both texts in one piece each."""
     lines, names = made
     return b"".join(lines), b"".join(names)
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that 500 adapters have several."""
+    monkeypatch.setattr(lines, "BLOCK", BLOCK)
 
 
 @pytest.fixture
