@@ -38,7 +38,10 @@ def cases(kind: Kind) -> dict[str, Case]:
         "restore": lambda folder: outages.restore(kind, folder, (1, 10, 50, 200), 5),
     }
     if real:
-        return served | {"traffic": lambda folder: traffic.traffic(kind, folder, 3)}
+        return served | {
+            "restore_large": lambda folder: traffic.large(kind, folder, 7),
+            "traffic": lambda folder: traffic.traffic(kind, folder, 3),
+        }
     return served | {
         "outage": lambda folder: outages.outage(kind, folder, (1, 10, 50, 200), 3),
         "heartbeat": lambda folder: cost.heartbeat(folder, (10, 100, 1000, 10_000), 21),

@@ -86,40 +86,44 @@ async def first_load(kind: Kind, folder: Path, rounds: int) -> Figures:
 
 async def restore(kind: Kind, folder: Path, counts: tuple[int, ...], rounds: int) -> Figures:
     """Adapters that an idle server lacks: the sidecar's restore against bare loops and the poller's."""
-    rows: list[tuple[object, ...]] = []
     async with RunningServer(pods.spec(kind, folder), folder / "server.log") as server:
-        for count in counts:
-            wanted = pods.adapters(folder, count)
-            names = list(wanted)
-            times: dict[str, list[float]] = {}
-            for _ in range(rounds):
-                for lanes in (1, 4, 8):
-                    times.setdefault(f"bare {lanes}", []).append(await pods.load_all(server.url, wanted, lanes))
-                    await pods.unload_all(server.url, names)
-                began = asyncio.get_running_loop().time()
-                await asyncio.to_thread(polling.once, server.url, wanted)
-                times.setdefault("poller", []).append(asyncio.get_running_loop().time() - began)
-                await pods.unload_all(server.url, names)
-                async with pods.sidecar(folder / "sidecar", server.url, wanted) as one:
-                    ended = pods.logged_at(await one.event("restore.completed"))
-                    times.setdefault("sidecar", []).append(ended - pods.logged_at(await one.event("restore.started")))
-                await pods.unload_all(server.url, names)
-            middle = {name: median(values) for name, values in times.items()}
-            best = min(middle["bare 1"], middle["bare 4"], middle["bare 8"])
-            ours = middle["sidecar"]
-            rows.append((count, *middle.values(), ours / middle["bare 1"], ours / best, ours / middle["poller"]))
-    columns = (
-        "adapters",
-        "bare 1, s",
-        "bare 4, s",
-        "bare 8, s",
-        "poller, s",
-        "sidecar, s",
-        "/ bare 1",
-        "/ best",
-        "/ poller",
-    )
-    return Figures("restore", "Restore of a server without traffic", columns, tuple(rows))
+        rows = [await restored(server, folder, pods.adapters(folder, count), rounds) for count in counts]
+    return Figures("restore", "Restore of a server without traffic", RESTORED, tuple(rows))
+
+
+async def restored(server: RunningServer, folder: Path, wanted: dict[str, str], rounds: int) -> tuple[object, ...]:
+    """One row of it; see `RESTORED`."""
+    names = list(wanted)
+    times: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        for lanes in (1, 4, 8):
+            times.setdefault(f"bare {lanes}", []).append(await pods.load_all(server.url, wanted, lanes))
+            await pods.unload_all(server.url, names)
+        began = asyncio.get_running_loop().time()
+        await asyncio.to_thread(polling.once, server.url, wanted)
+        times.setdefault("poller", []).append(asyncio.get_running_loop().time() - began)
+        await pods.unload_all(server.url, names)
+        async with pods.sidecar(folder / "sidecar", server.url, wanted) as one:
+            ended = pods.logged_at(await one.event("restore.completed", within=60))
+            times.setdefault("sidecar", []).append(ended - pods.logged_at(await one.event("restore.started")))
+        await pods.unload_all(server.url, names)
+    middle = {name: median(values) for name, values in times.items()}
+    best = min(middle["bare 1"], middle["bare 4"], middle["bare 8"])
+    ours = middle["sidecar"]
+    return (len(wanted), *middle.values(), ours / middle["bare 1"], ours / best, ours / middle["poller"])
+
+
+RESTORED = (
+    "adapters",
+    "bare 1, s",
+    "bare 4, s",
+    "bare 8, s",
+    "poller, s",
+    "sidecar, s",
+    "/ bare 1",
+    "/ best",
+    "/ poller",
+)
 
 
 async def outage(kind: Kind, folder: Path, counts: tuple[int, ...], rounds: int) -> Figures:
@@ -132,6 +136,7 @@ async def outage(kind: Kind, folder: Path, counts: tuple[int, ...], rounds: int)
             theirs: list[float] = []
             for _ in range(rounds):
                 # Each time another one: a server that restarts over and over gets one adapter a heartbeat.
+                await pods.unload_all(server.url, list(wanted))
                 async with pods.sidecar(folder / "sidecar", server.url, wanted) as one:
                     await one.event("restore.completed", within=60)
                     await server.sigkill_all()

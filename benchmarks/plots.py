@@ -86,6 +86,9 @@ PLOTS: dict[str, Callable[[Said, Any], None]] = {
     "restore": lambda said, axes: lines(
         said, axes, ("bare 1, s", "bare 4, s", "bare 8, s", "poller, s", "sidecar, s"), "seconds"
     ),
+    "restore_large": lambda said, axes: bars(
+        said, axes, ("bare 1, s", "bare 4, s", "bare 8, s", "poller, s", "sidecar, s"), "seconds"
+    ),
     "outage": lambda said, axes: lines(said, axes, ("poller, s", "sidecar, s"), "seconds"),
     "heartbeat": lambda said, axes: lines(said, axes, ("bare, ms", "heartbeat, ms"), "CPU, ms"),
     "checkpoint": lambda said, axes: lines(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks import pods
 from benchmarks.figures import Figures, median
+from benchmarks.outages import RESTORED, restored
 from tests.support.adapters import WEIGHTS, Size, write_adapter
 from tests.support.servers import Kind, RunningServer, real_python
 from tests.support.tiny_model import make_tiny_model
@@ -74,6 +75,19 @@ async def traffic(kind: Kind, folder: Path, rounds: int) -> Figures:
         "gap / one load's",
     )
     return Figures("traffic", "Restore beside one stream of tokens", columns, tuple(rows))
+
+
+async def large(kind: Kind, folder: Path, rounds: int) -> Figures:
+    """Restores of the larger adapters without a stream."""
+    _, count, shape = SIZES[-1]
+    wanted = await asyncio.to_thread(_adapters, folder, count, shape)
+    spec = pods.spec(kind, folder, model=await asyncio.to_thread(_model, kind, folder, shape))
+    async with RunningServer(spec, folder / "server.log") as server:
+        # What is loaded for the first time is slower.
+        await pods.load_all(server.url, wanted)
+        await pods.unload_all(server.url, list(wanted))
+        row = await restored(server, folder, wanted, rounds)
+    return Figures("restore_large", "Restore of adapters of 18 MB without traffic", RESTORED, (row,))
 
 
 async def _row(kind: Kind, folder: Path, size: str, count: int, shape: Size, rounds: int) -> tuple[object, ...]:
