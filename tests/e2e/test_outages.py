@@ -28,9 +28,11 @@ async def guarded(
     sidecar = new_sidecar(vllm.url, [{"name": "declared", "path": str(adapters[0]), "required": True}])
     await sidecar.start()
     await until_listed(api, "declared")
-    for name, path in (("learned-1", adapters[1]), ("learned-2", adapters[2])):
+    for known, (name, path) in enumerate((("learned-1", adapters[1]), ("learned-2", adapters[2])), start=2):
         assert (await api.load(name, path)).status == 200
         await sidecar.event("adapter.adopted", adapter=name)
+        # It is told before it is durable, and only what is durable outlives the sidecar.
+        await sidecar.event("checkpoint.written", adapters=known)
     said = await answers(api, ["base", "declared", "learned-1", "learned-2"])
     assert len(set(said.values())) == 4, "each model must answer in its own way for the proof to hold"
     return sidecar, said
