@@ -17,8 +17,8 @@ from typing import Any, Final, Generic, TypeVar
 
 T = TypeVar("T")
 
-IDLE: Final = 0.25
-"""Seconds for which a thread waits for another call."""
+IDLE: Final = 0.05
+"""Seconds for which a thread waits for another call: longer than a load, shorter than a heartbeat."""
 
 
 class NoThreadError(TimeoutError):
