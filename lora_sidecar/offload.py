@@ -18,7 +18,7 @@ from typing import Any, Final, Generic, TypeVar
 T = TypeVar("T")
 
 IDLE: Final = 0.05
-"""Seconds for which a thread waits for another call: longer than a load, shorter than a heartbeat."""
+"""Seconds for which a thread waits for another call: less than between two heartbeats, so that it does end."""
 
 
 class NoThreadError(TimeoutError):

@@ -11,7 +11,7 @@ import asyncio
 import os
 import stat
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Final
@@ -47,16 +47,22 @@ class Survey:
         self._wanted = asyncio.Event()
         self._urgent: tuple[str, ...] = ()
         self._others: tuple[str, ...] = ()
+        self._known: Collection[str] = frozenset()
         self._turn = 0
         self._timeout = 1.0
         self._places: dict[str, Place] = {}
         self._beside: defaultdict[str, dict[str, None]] = defaultdict(dict)
         self.files: Mapping[str, Files] = {}
 
-    def want(self, urgent: Iterable[str], others: Sequence[str], timeout: float) -> None:
-        """Look at all of `urgent` and some of `others` (paths), each for at most `timeout` seconds; returns at once."""
+    def want(
+        self, urgent: Iterable[str], others: Sequence[str], timeout: float, spared: Collection[str] = frozenset()
+    ) -> None:
+        """Look at all of `urgent` and some of `others` (paths), each for at most `timeout` seconds; returns at once.
+
+        What is known of other paths is forgotten, but for those that are `spared` for now.
+        """
         self._urgent, self._others, self._timeout = tuple(urgent), tuple(others), timeout
-        known = {*self._urgent, *self._others}
+        self._known = known = {*self._urgent, *self._others, *spared}
         for path in self._places.keys() - known:
             self._leave(path)
         if not self.files.keys() <= known:
@@ -94,8 +100,7 @@ class Survey:
                 self._beside[_parent(path)][path] = None
         if others is not self._others:
             # What is wanted changed during the looks.
-            known = {*self._urgent, *self._others}
-            fresh = {path: found for path, found in fresh.items() if path in known}
+            fresh = {path: found for path, found in fresh.items() if path in self._known}
         if not fresh:
             return
         self.files = {**self.files, **fresh}

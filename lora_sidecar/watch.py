@@ -186,10 +186,10 @@ class Watch:
         self._surveyed = state
         adapters = plan.desired.adapters
         listed = {card.name: card.path for card in last.adapters if card.name in adapters}
-        read = {adapter.name for adapter in plan.restores}
+        read = {adapter.name: adapter.path for adapter in plan.restores}
         odd = [adapter.path for name, adapter in adapters.items() if name not in listed and name not in read]
         suspected = [suspect.path for suspect in plan.desired.suspects.values()]
-        self.survey.want((*odd, *suspected), tuple(listed.values()), config.preflight.timeout)
+        self.survey.want((*odd, *suspected), tuple(listed.values()), config.preflight.timeout, spared=read.values())
 
     def _apply_config(self) -> Config:
         """Take over a config that is new: what it declares is desired from this heartbeat on."""

@@ -308,3 +308,9 @@ async def test_what_is_being_loaded_is_read_for_that_alone(
         await pod.until_listed("a", "b", "c", "d", within=60)
         await asyncio.sleep(10)
         assert set(looked) == paths.keys()
+        places = dict(pod.watch.survey._places)
+        assert {Path(path).name for path in places} == paths.keys()
+        await pod.server.restart()
+        await asyncio.sleep(12)
+        assert pod.status.work.restoring
+        assert pod.watch.survey._places == places

@@ -22,6 +22,17 @@ def changed(policy: Replace = "safe", **rule: bool) -> World:
     return world
 
 
+def refused() -> World:
+    """The former adapter was unloaded, and the server has refused the new path."""
+    world = changed()
+    world.see(OLD, version=SAFE)
+    world.retired("sql")
+    world.see(version=SAFE)
+    world.ended("sql", failure(FailureKind.ADAPTER, "LoRA rank 64 is greater than max_lora_rank 16.", 500))
+    world.see(version=SAFE)
+    return world
+
+
 def retires(world: World) -> list[str]:
     """The names that the newest plan unloads."""
     return [one.name for one in world.plan.retires]
@@ -88,12 +99,7 @@ def test_never_means_never_and_always_means_any_version() -> None:
 
 def test_a_new_path_that_cannot_be_loaded_is_undone() -> None:
     """The former adapter is loaded again at once, the reason stays, and nothing is tried again in this life."""
-    world = changed()
-    world.see(OLD, version=SAFE)
-    world.retired("sql")
-    world.see(version=SAFE)
-    world.ended("sql", failure(FailureKind.ADAPTER, "LoRA rank 64 is greater than max_lora_rank 16.", 500))
-    world.see(version=SAFE)
+    world = refused()
     assert sent(world) == [("sql", OLD.path)]
     world.ended("sql")
     for _ in range(200):
@@ -108,12 +114,7 @@ def test_a_new_path_that_cannot_be_loaded_is_undone() -> None:
 
 def test_a_new_path_that_was_refused_is_not_tried_at_once_when_the_former_one_is_gone() -> None:
     """Undone, and then somebody unloads the former one: the refused path waits as long as after its refusal."""
-    world = changed()
-    world.see(OLD, version=SAFE)
-    world.retired("sql")
-    world.see(version=SAFE)
-    world.ended("sql", failure(FailureKind.ADAPTER, "LoRA rank 64 is greater than max_lora_rank 16.", 500))
-    world.see(version=SAFE)
+    world = refused()
     world.ended("sql")
     world.see(OLD, version=SAFE)
     for _ in range(20):

@@ -44,3 +44,16 @@ async def test_what_is_of_no_interest_any_more_is_nobodys_neighbour(tmp_path: Pa
     assert one._neighbours(str(tmp_path / "a" / "new")) == ()
     assert one._beside == {}
     assert await sight(one, str(tmp_path / "a" / "new")) == [Sight.UNSEEN]
+
+
+async def test_what_is_spared_for_a_load_stays_known(tmp_path: Path) -> None:
+    """After a restart everything is being loaded: that a folder was seen whole must outlast it."""
+    one = survey()
+    path = str(write_adapter(tmp_path / "a" / "alone", layers=1))
+    assert await sight(one, path) == [Sight.PRESENT]
+    one.want((), (), 5.0, spared={path})
+    assert path in one.files
+    shutil.rmtree(path)
+
+    assert await sight(one, path) == [Sight.GONE]
+    assert one.files[path].seen_before
