@@ -53,8 +53,9 @@ types: $(VENV)/.dev
 contracts: $(VENV)/.dev
 	$(VENV)/bin/lint-imports
 
+# Some hundred processes are started: each would compile the package anew.
 tests: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not tools" $(NOT_HERE) --durations=5
+	env -u PYTHONDONTWRITEBYTECODE $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not tools" $(NOT_HERE) --durations=5
 
 coverage: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not tools" $(NOT_HERE) --cov --cov-report=term

@@ -10,10 +10,16 @@ import asyncio
 import logging
 import socket
 import ssl
+from functools import partial
+from typing import Self
 
 from aiohttp import web
 
+from lora_sidecar.demo.port import Port
+
 _KEEP_ALIVE = 5.0
+# Seconds that requests under way are given when a life ends.
+_PATIENCE = 0.01
 # Below the level at which aiohttp writes a line for each request.
 _ACCESS_LOG = logging.getLogger("lora_sidecar.demo.access")
 _ACCESS_LOG.setLevel(logging.WARNING)
@@ -45,16 +51,53 @@ class _ImpatientConnection(web.RequestHandler):
         super().connection_lost(exc)
 
 
-def connection(runner: web.AppRunner, *, closes_silent: bool = False) -> asyncio.Protocol:
-    """Make the protocol of one new connection. Raises `RuntimeError` where the runner was not set up.
+class Listening:
+    """One life's port and connections; a life that ends leaves none open."""
 
-    `closes_silent` is whether it is closed after 5 s without a request.
-    """
-    if runner.server is None:
-        raise RuntimeError("the runner was not set up")
-    loop = asyncio.get_running_loop()
-    kind = _ImpatientConnection if closes_silent else _Connection
-    return kind(runner.server, loop=loop, keepalive_timeout=_KEEP_ALIVE, access_log=_ACCESS_LOG)
+    def __init__(self, runner: web.AppRunner, port: Port) -> None:
+        self._runner = runner
+        self._port = port
+
+    @classmethod
+    async def begin(
+        cls,
+        app: web.Application,
+        listener: socket.socket,
+        *,
+        closes_silent: bool = False,
+        context: ssl.SSLContext | None = None,
+    ) -> Self:
+        """Serve `app` on a bound socket; `closes_silent` closes a connection after 5 s without a request."""
+        runner = web.AppRunner(app, shutdown_timeout=_PATIENCE)
+        await runner.setup()
+        server = runner.server
+        if server is None:
+            raise RuntimeError("the runner was not set up")
+        kind = _ImpatientConnection if closes_silent else _Connection
+        loop = asyncio.get_running_loop()
+        meet = partial(kind, server, loop=loop, keepalive_timeout=_KEEP_ALIVE, access_log=_ACCESS_LOG)
+        port = Port(listener, meet, context)
+        port.open()
+        return cls(runner, port)
+
+    async def refuse(self) -> None:
+        """Take no more connections."""
+        await self._port.close()
+
+    def close_idle(self) -> None:
+        """Close the connections on which no request is under way, and the others after their answers."""
+        if self._runner.server is not None:
+            self._runner.server.pre_shutdown()
+
+    def abort(self) -> None:
+        """End every connection now, mid-answer or not."""
+        self._port.abort()
+
+    async def end(self) -> None:
+        """End the life: the port, what is under way, and every connection."""
+        await self._port.close()
+        await self._runner.cleanup()
+        self._port.abort()
 
 
 def bind_tcp(host: str, port: int) -> socket.socket:

@@ -13,19 +13,17 @@ import asyncio
 import secrets
 from collections import OrderedDict
 from contextlib import suppress
-from functools import partial
 from typing import Any, Self
 
 from aiohttp import web
 from msgspec import Struct
 
-from lora_sidecar.demo.fake_listening import bind_tcp, connection
+from lora_sidecar.demo.fake_listening import Listening, bind_tcp
 from lora_sidecar.demo.fake_overrides import Answer
 from lora_sidecar.demo.fake_requests import InvalidRequestError, detail_response, json_body, json_response
 from lora_sidecar.demo.fake_routes import Received
 from lora_sidecar.demo.fake_sglang_adapters import RefusedError, check_adapter
 
-_BACKLOG = 2048
 _NO_READY_ROUTE = "0.5.10"
 
 
@@ -83,8 +81,7 @@ class FakeSglang:
         self.starting = True
         self._running = asyncio.Event()
         self._overrides: dict[tuple[str, str], Answer] = {}
-        self._runner: web.AppRunner | None = None
-        self._listener: asyncio.Server | None = None
+        self._listening: Listening | None = None
         self._warming: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -102,7 +99,7 @@ class FakeSglang:
     @property
     def running(self) -> bool:
         """Whether a life has begun and not ended."""
-        return self._runner is not None
+        return self._listening is not None
 
     @property
     def hung(self) -> bool:
@@ -130,7 +127,7 @@ class FakeSglang:
 
     async def start(self) -> None:
         """Begin a life: bind, load the model, listen, warm up. Raises `OSError` where the address is taken."""
-        if self._runner is not None:
+        if self._listening is not None:
             raise RuntimeError("the fake server is running")
         listener = bind_tcp(self.config.host, self.port)
         self.port = listener.getsockname()[1]
@@ -143,33 +140,23 @@ class FakeSglang:
         self._took = 10 + secrets.randbelow(1 << 40) / (1 << 40)
         try:
             await asyncio.sleep(self.config.start_delay)
-            runner = web.AppRunner(self._application(), shutdown_timeout=0.01)
-            await runner.setup()
-            self._listener = await asyncio.get_running_loop().create_server(
-                partial(connection, runner), sock=listener, backlog=_BACKLOG
-            )
+            self._listening = await Listening.begin(self._application(), listener)
         except BaseException:
             listener.close()
             raise
-        self._runner = runner
         self._warming = asyncio.create_task(self._warm_up())
 
     async def kill(self) -> None:
         """End this life as SIGKILL does, connections and all; nothing happens where none has begun."""
-        runner, self._runner = self._runner, None
-        if runner is None:
+        life, self._listening = self._listening, None
+        if life is None:
             return
         if self._warming is not None:
             self._warming.cancel()
             with suppress(asyncio.CancelledError):
                 await self._warming
-        if self._listener is not None:
-            self._listener.close()
-        if runner.server is not None:
-            for one in runner.server.connections:
-                if one.transport is not None:
-                    one.transport.abort()
-        await runner.cleanup()
+        life.abort()
+        await life.end()
 
     async def restart(self) -> None:
         """Kill this life and begin the next on the same address."""

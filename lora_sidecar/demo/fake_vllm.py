@@ -13,7 +13,6 @@ import socket
 import ssl
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,14 +21,13 @@ from aiohttp import web
 from msgspec import Struct
 
 from lora_sidecar.demo.fake_engine import FakeEngine
-from lora_sidecar.demo.fake_listening import bind_tcp, bind_unix, connection, tls_context
+from lora_sidecar.demo.fake_listening import Listening, bind_tcp, bind_unix, tls_context
 from lora_sidecar.demo.fake_overrides import Answer, canned, hang, hang_up
 from lora_sidecar.demo.fake_routes import Received, Routes, ServedModel
 from lora_sidecar.demo.fake_rust import RustRoutes
 
 __all__ = ["Answer", "FakeConfig", "FakeVllm", "Received", "canned", "hang", "hang_up"]
 
-_BACKLOG = 2048
 _CLOCK_STEP = 0.01
 
 
@@ -83,8 +81,7 @@ class FakeVllm:
         self.port = self.config.port
         self._previous_start = 0.0
         self._owns_uds = False
-        self._runner: web.AppRunner | None = None
-        self._listener: asyncio.Server | None = None
+        self._listening: Listening | None = None
         self._routes: Routes | None = None
 
     async def __aenter__(self) -> Self:
@@ -108,7 +105,7 @@ class FakeVllm:
     @property
     def running(self) -> bool:
         """Whether a life has begun and not ended."""
-        return self._runner is not None
+        return self._listening is not None
 
     @property
     def routes(self) -> Routes:
@@ -201,7 +198,7 @@ class FakeVllm:
         Raises `OSError` where the address is taken, `ValueError` where a static adapter cannot be loaded, and
         `RuntimeError` where a life has not ended.
         """
-        if self._runner is not None:
+        if self._listening is not None:
             raise RuntimeError("the fake server is running")
         config = self.config
         listener = self._bind()
@@ -210,18 +207,12 @@ class FakeVllm:
             await asyncio.sleep(config.start_delay)
             await self._load_static(routes)
             app = routes.application(runtime_lora=config.runtime_lora, dev_mode=config.dev_mode)
-            runner = web.AppRunner(app, shutdown_timeout=_CLOCK_STEP)
-            await runner.setup()
-            self._listener = await asyncio.get_running_loop().create_server(
-                partial(connection, runner, closes_silent=config.rust),
-                sock=listener,
-                backlog=_BACKLOG,
-                ssl=self._ssl_context(),
+            self._listening = await Listening.begin(
+                app, listener, closes_silent=config.rust, context=self._ssl_context()
             )
         except BaseException:
             listener.close()
             raise
-        self._runner = runner
 
     async def _load_static(self, routes: Routes) -> None:
         for name, path in self.config.lora_modules:
@@ -279,10 +270,8 @@ class FakeVllm:
 
     async def kill(self) -> None:
         """End this life as SIGKILL does: the listener and every connection are gone, mid-answer or not."""
-        if self._runner is not None and self._runner.server is not None:
-            for connection in self._runner.server.connections:
-                if connection.transport is not None:
-                    connection.transport.abort()
+        if self._listening is not None:
+            self._listening.abort()
         await self._end()
 
     async def restart(self) -> None:
@@ -295,29 +284,24 @@ class FakeVllm:
 
         A load in flight is never answered, so with one this does not return: that is how vLLM wedges.
         """
-        if self._runner is None:
+        life = self._listening
+        if life is None:
             return
         self.engine.die()
-        self._close_listener()
-        if self._runner.server is not None:
-            self._runner.server.pre_shutdown()
+        await life.refuse()
+        life.close_idle()
         while self.routes.handlers:
             await asyncio.wait(self.routes.handlers, timeout=_CLOCK_STEP)
         await self._end()
 
-    def _close_listener(self) -> None:
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
-
     async def _end(self) -> None:
-        runner, self._runner = self._runner, None
-        if runner is None:
+        life, self._listening = self._listening, None
+        if life is None:
             return
-        self._close_listener()
+        await life.refuse()
         handlers = tuple(self.routes.handlers)
         for handler in handlers:
             handler.cancel()
         with suppress(asyncio.CancelledError):
             await asyncio.gather(*handlers, return_exceptions=True)
-        await runner.cleanup()
+        await life.end()

@@ -9,7 +9,9 @@ not here, the fakes may get wrong.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
@@ -164,3 +166,23 @@ async def test_rust_frontend_closes_a_silent_connection_and_the_python_one_does_
             await asyncio.sleep(6)
             assert reader.at_eof() is closed
             writer.close()
+
+
+@pytest.mark.parametrize("turns", range(8))
+@pytest.mark.parametrize("fake", [FakeVllm, FakeSglang])
+async def test_a_connection_that_comes_as_the_server_dies_ends_with_it(
+    fake: type[FakeVllm | FakeSglang], turns: int
+) -> None:
+    """As the kernel sees to it for a process: no connection is left open by a life that is over."""
+    with socket.socket() as caller:
+        caller.settimeout(0)
+        server = fake()
+        await server.start()
+        # It is in the backlog now: the server's loop hears of it while it is being killed.
+        caller.connect_ex(("127.0.0.1", server.port))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await server.kill()
+        async with asyncio.timeout(5):
+            with suppress(ConnectionResetError):
+                assert await asyncio.get_running_loop().sock_recv(caller, 1) == b""

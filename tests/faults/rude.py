@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from types import TracebackType
 from typing import Any, Self
+
+from tests.support.door import Door
 
 Writer = asyncio.StreamWriter
 Behaviour = Callable[[Writer], Awaitable[None]]
@@ -92,28 +92,19 @@ class RudeServer:
         self.kept = 0
         """How many requests asked for their connection to be kept."""
         self._behaviours: dict[str, Behaviour] = {}
-        self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
+        self._door = Door(self._answer)
 
     @property
     def url(self) -> str:
         """Where it answers."""
-        if self._server is None:
-            raise RuntimeError("the server was not started")
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return f"http://127.0.0.1:{self._door.port}"
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=2**20)
+        await self._door.__aenter__()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._server is not None:
-            self._server.close()
-        for task in tuple(self._connections):
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+    async def __aexit__(self, *_: object) -> None:
+        await self._door.__aexit__()
 
     def misbehave(self, path: str, behaviour: Behaviour) -> None:
         """Answer this path in another way."""
@@ -122,15 +113,6 @@ class RudeServer:
     def behave(self, path: str) -> None:
         """Answer this path as usual again."""
         self._behaviours.pop(path, None)
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: Writer) -> None:
-        task = asyncio.current_task()
-        if task is not None:
-            self._connections.add(task)
-            task.add_done_callback(self._connections.discard)
-        with suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            await self._answer(reader, writer)
-        writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: Writer) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()

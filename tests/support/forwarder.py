@@ -6,6 +6,8 @@ import asyncio
 from contextlib import suppress
 from typing import Self
 
+from tests.support.door import Door
+
 
 class Forwarder:
     """Passes connections on to a port of the loopback once their first byte came.
@@ -17,38 +19,23 @@ class Forwarder:
     def __init__(self, port: int, patience: float | None) -> None:
         self._target = port
         self._patience = patience
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.port = 0
+        self._door = Door(self._serve)
         self.silent = 0
         """How many connections were closed for their silence."""
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
+        await self._door.__aenter__()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._server is not None:
-            self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._door.__aexit__()
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self._door.port
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        if task is not None:
-            self._tasks.add(task)
-        try:
-            await self._forward(reader, writer)
-        except OSError:
-            pass
-        finally:
-            if task is not None:
-                self._tasks.discard(task)
-            writer.close()
-
-    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(self._patience):
                 first = await reader.read(65536)

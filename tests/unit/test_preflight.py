@@ -4,10 +4,11 @@ import asyncio
 import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from lora_sidecar import preflight
 from lora_sidecar.config import Config, parse
@@ -30,10 +31,11 @@ def at(path: Path, origin: Origin = Origin.DECLARED) -> Adapter:
     return Adapter(path.name, str(path), origin)
 
 
-@pytest.fixture
-def hung(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+@pytest_asyncio.fixture
+async def hung(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[threading.Event]:
     """Reading a folder called `hung` blocks until the event is set."""
     release, read = threading.Event(), preflight.read_folder
+    before = frozenset(threading.enumerate())
 
     def reading(path: str) -> object:
         if Path(path).name.startswith("hung"):
@@ -43,10 +45,11 @@ def hung(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     monkeypatch.setattr(preflight, "read_folder", reading)
     yield release
     release.set()
-    # Threads are counted: none may be left of the test before.
-    for thread in threading.enumerate():
-        if thread.name.startswith("preflight"):
-            thread.join(5.0)
+
+    async def nobody_reads() -> bool:
+        return frozenset(threading.enumerate()) <= before
+
+    await eventually(nobody_reads, "the threads that hung ended", 5.0)
 
 
 async def test_a_hung_disk_is_met_before_the_engine_meets_it(tmp_path: Path, hung: threading.Event) -> None:
