@@ -61,6 +61,10 @@ class Reading:
         """Return whether neither the key nor a section around it was objected to; a key that is not given is sound."""
         return not any(problem.key == path or path.startswith(f"{problem.key}.") for problem in self.problems)
 
+    def entries(self, path: str) -> range:
+        """Return the places in a list, those objected to as well; none where there is no list."""
+        return range(self.lengths.get(path, 0))
+
     def read(self, kind: Kind, node: Node, path: str, *, nullable: bool = False) -> Any:  # noqa: ANN401 - by kind
         """Return the value of a node, or UNSET after objecting to it."""
         if isinstance(node, Rejected):

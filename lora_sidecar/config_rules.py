@@ -25,7 +25,7 @@ def faults(reading: Reading, default: Struct) -> _Faults:
     yield from _unique(reading, "servers", "name")
     yield from _unique(reading, "servers", "url")
     yield from _unique(reading, "adapters", "name")
-    for at in range(reading.lengths.get("servers", 0)):
+    for at in reading.entries("servers"):
         yield from _tls(reading, f"servers[{at}]")
         yield from _admin_key(reading, f"servers[{at}]")
     yield from _base_names(reading)
@@ -35,7 +35,7 @@ def faults(reading: Reading, default: Struct) -> _Faults:
 
 
 def _column(reading: Reading, listing: str, key: str) -> Iterator[tuple[str, Found]]:
-    for at in range(reading.lengths.get(listing, 0)):
+    for at in reading.entries(listing):
         path = f"{listing}[{at}].{key}"
         if found := reading.found.get(path):
             yield path, found
@@ -72,14 +72,14 @@ def _admin_key(reading: Reading, server: str) -> _Faults:
 
 
 def _server_names(reading: Reading) -> _Faults:
-    """Yield the servers of adapters that are none; while a server's name is objected to, nothing can be said."""
+    """Yield the servers of adapters that are none; while a server, or its name, is objected to nothing can be said."""
     names = [found.value for _, found in _column(reading, "servers", "name")]
-    if len(names) != reading.lengths.get("servers", 0):
+    if not names or len(names) != len(reading.entries("servers")):
         return
-    for adapter in range(reading.lengths.get("adapters", 0)):
+    for adapter in reading.entries("adapters"):
         listing = f"adapters[{adapter}].servers"
         seen: set[str] = set()
-        for at in range(reading.lengths.get(listing, 0)):
+        for at in reading.entries(listing):
             found = reading.found.get(path := f"{listing}[{at}]")
             if found is None:
                 continue

@@ -118,7 +118,7 @@ def resume(
     up_at = now if recovery.up_at is None else recovery.up_at
     if judgement.restarted:
         return replace(recovery, up_at=up_at, restarts=recovery.restarts + 1, lost=recovery.lost | lost)
-    return recovery if up_at == recovery.up_at else replace(recovery, up_at=up_at)
+    return replace(recovery, up_at=up_at)
 
 
 def conclude(

@@ -98,11 +98,11 @@ def supervise(
 ) -> tuple[Desired, Mapping[str, Probation]]:
     """Start and end quarantines, and clear a suspect that was listed for `reset_after`.
 
-    A quarantine is measured by the loop's clock, so it begins anew when this process does. Returns the same objects if
-    nothing changed.
+    A quarantine is measured by the loop's clock, so it begins anew when this process does. The same `desired` is
+    returned if nobody is cleared.
     """
     if not desired.suspects:
-        return desired, probation if not probation else {}
+        return desired, {}
     after: dict[str, Probation] = {}
     cleared: set[str] = set()
     for name, suspect in desired.suspects.items():

@@ -80,7 +80,7 @@ def settle_unloads(
                 continue
             facts.append(info(Event.ADAPTER_UNLOADED, adapter=name))
         if one.declared is not None and name not in listed:
-            withdrawn[name] = replace(one, pending=False) if one.pending else one
+            withdrawn[name] = replace(one, pending=False)
         elif one.declared is not None:
             back[name] = one.declared
             facts.append(info(Event.ADAPTER_REINSTATED, adapter=name, reason="loaded again by somebody else"))

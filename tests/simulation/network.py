@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections import deque
 from collections.abc import Callable
 from enum import StrEnum
 from random import Random
@@ -86,8 +87,7 @@ class Network:
         self.server = server
         self.rules: list[Rule] = []
         self.sending: int = 0
-        self.sleep_asked_at = float("-inf")
-        self.sleep_told_at = float("-inf")
+        self._sleep_asked: deque[tuple[float, float]] = deque(maxlen=64)
         self.quiet_at = float("-inf")
         self.busy_since = float("inf")
         self.received: Callable[[str, str, bytes | None], None] = lambda *_: None
@@ -111,6 +111,13 @@ class Network:
                 rule.left -= 1
                 return rule
         return None
+
+    def told_awake(self, slept_at: float, since: float) -> bool:
+        """Whether an answer that came after `since` was to a question from before the engine slept.
+
+        Loads ask side by side: what one of them heard does not call back another that is on its way.
+        """
+        return any(asked_at < slept_at and told_at >= since for asked_at, told_at in self._sleep_asked)
 
     async def exchange(self, method: str, path: str, body: bytes | None) -> Reply | Broken:
         """Carry one request to the server and its answer back."""
@@ -138,8 +145,7 @@ class Network:
             self.quiet_at = asked_at if quiet else self.quiet_at
             self.busy_since = float("inf") if quiet else min(self.busy_since, now)
         if asks_for_sleep and reply is not None:
-            self.sleep_asked_at = max(self.sleep_asked_at, asked_at)
-            self.sleep_told_at = asyncio.get_running_loop().time()
+            self._sleep_asked.append((asked_at, asyncio.get_running_loop().time()))
         return _RESET if reply is None else reply
 
     async def _get_under(self, rule: Rule, path: str) -> Reply | Broken:

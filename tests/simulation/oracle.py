@@ -367,8 +367,7 @@ class Oracle:
         if life is None:
             return
         slept = life.asleep_since
-        told_awake = world.network.sleep_asked_at
-        if slept is not None and not (told_awake < slept and now - world.network.sleep_told_at <= _ROUND_TRIP):
+        if slept is not None and not world.network.told_awake(slept, now - _ROUND_TRIP):
             self.fail(f"no harm: {asked['lora_name']} is loaded into an engine that sleeps since {slept:.3f}")
         self._check_not_listed(str(asked["lora_name"]), str(asked["lora_path"]), life)
 

@@ -54,6 +54,14 @@ def test_the_same_listing_again_is_not_compared(planned: list[Observed]) -> None
     assert planned == []
 
 
+def test_a_calm_heartbeat_tells_what_it_noticed(planned: list[Observed]) -> None:
+    """A slow answer before it is over."""
+    plan = beat(AGAIN, replace(CALM, server=replace(CALM.server, errors=1)))
+
+    assert (plan.verdict, [fact.event for fact in plan.facts]) == (Verdict.STEADY, [Event.PROBE_RECOVERED])
+    assert planned == []
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -18,6 +18,7 @@ def test_an_error_survives_the_way_between_processes() -> None:
 
     assert copy.args == error.args == ("open", "/x", "no such file", "mount it")
     assert (copy.attempted, copy.target, copy.cause, copy.hint) == error.args
+    assert SidecarError("open", "/x", "no such file").args == ("open", "/x", "no such file", "")
 
 
 def test_a_config_error_names_every_problem() -> None:

@@ -110,6 +110,16 @@ def test_a_folder_without_a_config_is_no_adapter() -> None:
                 )
             ],
         ),
+        (
+            {"r": 64, "rank_pattern": {"x": 65}},
+            [
+                adapter_fault(
+                    "LoRA rank 65 is greater than max_lora_rank 64.",
+                    "start vLLM with --max-lora-rank 128",
+                    certain=False,
+                )
+            ],
+        ),
         ({"use_dora": True}, [adapter_fault("vLLM does not yet support DoRA.")]),
         ({"lora_bias": True}, [adapter_fault("vLLM does not support LoRA bias (lora_bias).", certain=False)]),
         ({"modules_to_save": 7}, [adapter_fault("`modules_to_save` is no list", certain=False)]),

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
-from lora_sidecar.guard import defuse, in_turn, notice_limit
+from lora_sidecar.guard import defuse, hold_back, in_turn, notice_limit
 from lora_sidecar.model import Files, Sight, Suspect
-from lora_sidecar.work import Attempt, Work
-from tests.support.core import BEAT, START, adapter, desired, observed
+from lora_sidecar.work import Attempt, Bar, Probation, Work
+from tests.support.core import BEAT, RULE, START, adapter, desired, observed
 
 
 @pytest.mark.parametrize(("counted", "exchanges"), [("ab", 1), ("a", 0)])
@@ -36,6 +37,21 @@ def test_what_does_not_fit_goes_first_and_suspects_last(lives: tuple[float, ...]
     assert sent("top", "low", "bad") == ["low"]
     assert sent("top", "bad") == ["top"]
     assert sent("bad") == ["bad"]
+
+
+def test_each_reason_to_hold_back_leaves_the_others() -> None:
+    """A suspect, one without files, one of another base model."""
+    wanted = desired(adapter("a"), adapter("b"), adapter("c", base="/models/other"))
+    wanted = replace(wanted, suspects={"a": Suspect("/adapters/a", 2)})
+    work = Work(probation={"a": Probation(2, START + 60.0)})
+    files = {"/adapters/b": Files(Sight.GONE, looks=2, seen_before=True)}
+    after = hold_back(wanted, work, wanted.adapters, observed(START), files, RULE, START, unload_gone=True)
+
+    assert {name: barred.bar for name, barred in after.barred.items()} == {
+        "a": Bar.QUARANTINED,
+        "b": Bar.FILES_GONE,
+        "c": Bar.BASE_MODEL,
+    }
 
 
 @pytest.mark.parametrize(("listed", "bombs"), [("/adapters/a", ("a",)), ("/adapters/former", ())])

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
+from msgspec import UNSET
 
-from lora_sidecar.config import Config, LogConfig, parse
+from lora_sidecar.config import Config, LogConfig, ServerConfig, parse
 from lora_sidecar.config_reading import Reading
-from lora_sidecar.config_table import Section
+from lora_sidecar.config_table import Kind, Listing, Section, Text
 from lora_sidecar.config_values import (
     Fault,
     absolute_path,
@@ -53,6 +55,87 @@ def test_a_similar_key_is_sought_for_the_first_hundred_objections(before: int, h
     reading.read(Section(LogConfig), node, "log")
 
     assert [(one.key, one.hint) for one in reading.problems[before:]] == [("log.levle", hint)]
+
+
+@pytest.mark.parametrize(("mistakes", "last"), [(100, "k99"), (101, ""), (102, "")])
+def test_more_than_a_hundred_mistakes_are_counted(mistakes: int, last: str) -> None:
+    """A hundred are all told; what is more has one line, without a place and with what to do."""
+    text = "servers: [{name: a, url: 'http://h'}]\n" + "".join(f"k{number}: 1\n" for number in range(mistakes))
+    with pytest.raises(ConfigError) as caught:
+        parse(text.encode(), "test.yaml")
+
+    problems = caught.value.problems
+    assert len(problems) == min(mistakes, 101)
+    assert problems[99].key == "k99"
+    assert problems[-1].key == last
+    if mistakes > 100:
+        assert problems[-1] == Problem(0, "", f"has {mistakes - 100} more problems", "mend these first")
+
+
+def read(kind: Kind, text: str) -> tuple[Any, list[str]]:
+    """The value of a text by its kind, and the objections to it."""
+    node, _ = load(text.encode())
+    assert node is not None
+    reading = Reading(Config)
+    return reading.read(kind, node, "here"), [f"{one.key}: {one.rule}" for one in reading.problems]
+
+
+def test_what_was_objected_to_is_no_value() -> None:
+    """Neither what holds it, nor a section that lacks what it needs: no rule between keys goes by them."""
+    assert read(Section(ServerConfig), "url: http://h") == (UNSET, ["here.name: is missing"])
+    assert read(Section(ServerConfig), "{name: a, url: 7}")[0] is UNSET
+    assert read(Listing(2, item=Text()), "[a, 7]")[0] is UNSET
+    assert read(Listing(2, item=Text()), "[a, b]") == (("a", "b"), [])
+
+
+def test_limits_are_what_is_still_accepted() -> None:
+    """The first that is too many, or too long, is one more than they say."""
+    assert read(Listing(2, item=Text()), "[a, b, c]") == (UNSET, ["here: has 3 entries: at most 2 are accepted"])
+    assert read(Text(longest=3), "abc") == ("abc", [])
+    assert read(Text(longest=3), "abcd") == (UNSET, ["here: is 4 characters long: at most 3 are accepted"])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        # Nobody can say what a server's name would have been.
+        ("adapters: [{name: a, path: /a, servers: [s]}]", ["servers"]),
+        ("servers: 7\nadapters: [{name: a, path: /a, servers: [s]}]", ["servers"]),
+        ("servers: [{url: 'http://h'}]\nadapters: [{name: a, path: /a, servers: [s]}]", ["servers[0].name"]),
+        # One that is no text hides no other.
+        (
+            "servers: [{name: s, url: 'http://h'}]\nadapters: [{name: a, path: /a, servers: [7, t, s, s]}]",
+            ["adapters[0].servers[0]", "adapters[0].servers[1]", "adapters[0].servers[3]"],
+        ),
+        # A limit that was objected to is none to hold another against.
+        (
+            "servers: [{name: s, url: 'http://h'}]\nrestore: {backoff: {initial: 10m, max: soon}}",
+            ["restore.backoff.max"],
+        ),
+        (
+            "servers: [{name: s, url: 'http://h'}]\nrestore: {backoff: {initial: soon, max: 10ms}}",
+            ["restore.backoff.initial"],
+        ),
+    ],
+)
+def test_one_mistake_gives_one_message(text: str, told: list[str]) -> None:
+    """A key that was objected to takes part in no rule between keys."""
+    with pytest.raises(ConfigError) as caught:
+        parse(text.encode(), "test.yaml")
+
+    assert sorted(problem.key for problem in caught.value.problems) == told
+
+
+@pytest.mark.parametrize(
+    ("url", "read_as"),
+    [
+        ("http://h/v1X", "http://h/v1X"),
+        ("http://h/a://b", Fault("has a path that is not a plain prefix", "such as http://127.0.0.1:8000/prefix")),
+    ],
+)
+def test_a_url_is_taken_apart_from_the_left(url: str, read_as: str | Fault) -> None:
+    """Its first :// ends the scheme, and only /v1 itself is the API's."""
+    assert server_url(url) == read_as
 
 
 @pytest.mark.parametrize(

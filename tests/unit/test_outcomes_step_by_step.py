@@ -67,6 +67,14 @@ def test_a_load_that_was_not_sent_is_no_attempt() -> None:
     assert (after.withheld, after.attempts, facts) == (asleep, {"a": Attempt(1, GONE)}, ())
 
 
+def test_a_load_that_failed_is_none_that_was_accepted_before() -> None:
+    """Or a listing without the adapter would be held against the former one."""
+    before = Work(attempts={"a": Attempt(accepted=True, ended_at=900.0)})
+    after, _ = absorb_loads(before, [ended(GONE)], observed(NOW), KNOWN, RULE, CLOCK)
+
+    assert not after.attempts["a"].accepted
+
+
 def test_a_failed_load_is_counted_waits_and_is_told() -> None:
     """With the server's own sentence."""
     before = Work(withheld=Withheld(Wakefulness.ASLEEP, "z"), attempts={"a": Attempt(1, DEAD, listed_since=5.0)})

@@ -95,6 +95,17 @@ def test_another_rank_hides_no_tensor_of_another_model() -> None:
     assert told({name: (9, 65)}, Limits(base=shape())) == [model, rank]
 
 
+def test_an_unknown_tensor_hides_none_of_another_model() -> None:
+    """Of the unknown ones the first speaks for all; the shapes of the others are looked at all the same."""
+    misfit = f"{LAYER}.v_proj.lora_A.weight"
+    strangers = {"a.stranger": (1,), "b.stranger": (1,)}
+
+    assert told(strangers | {misfit: (8, 65)}, Limits(base=shape())) == [
+        "a.stranger is unsupported LoRA weight",
+        f"{misfit} has 65 inputs, and the base model's module has 64",
+    ]
+
+
 @pytest.mark.parametrize(
     ("rank", "flag"),
     [

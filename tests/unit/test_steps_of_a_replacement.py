@@ -178,6 +178,28 @@ def test_a_name_that_was_retired_is_not_missed() -> None:
     assert advance(known, untouched, Seen({}, NOW), NOW) == (known, untouched, ())
 
 
+def test_each_replacement_is_moved_on_whatever_became_of_the_others() -> None:
+    """One that is obsolete, one that is done and one that is given up come before two that have left the listing."""
+    names = ("done", "undone", "b", "c")
+    known = desired(*(adapter(name, Origin.DECLARED, path=NEW) for name in names))
+    swaps = {
+        "gone": SWAP,
+        "done": at_stage(Stage.LOADING),
+        "undone": at_stage(Stage.REFUSED, retry_at=NOW + 60.0),
+        "b": SWAP,
+        "c": SWAP,
+    }
+    after, work, facts = advance(known, Work(swaps=swaps), Seen({"done": NEW}, NOW), NOW)
+
+    assert {name: swap.stage for name, swap in work.swaps.items()} == {
+        "done": Stage.DONE,
+        "b": Stage.LOADING,
+        "c": Stage.LOADING,
+    }
+    assert after.listed == {"done", "undone"}
+    assert [fact.event for fact in facts] == [Event.ADAPTER_REPLACED]
+
+
 def ended(result: Accepted | Failure, work: Work, incarnation: int = 1) -> Work:
     """The work after a retirement ended at 90."""
     return absorb(work, [Retired("a", incarnation, result, 90.0)], KNOWN, RULE, NOW)[0]

@@ -55,6 +55,19 @@ def test_the_next_listing_decides(life: float) -> None:
     assert len(world.told(Event.RESTORE_SUSPECTED)) == (life != 100.0)
 
 
+@pytest.mark.parametrize("life", [100.0, 200.0])
+def test_what_was_under_way_at_a_restart_that_nobody_saw_is_suspected(life: float) -> None:
+    """In the same life it is a load like any other."""
+    world = three()
+    world.under_way = (adapter("gone"), world.desired.adapters["b"])
+    before = world.desired
+    world.see(start_time=life)
+
+    assert world.desired.suspects == ({} if life == 100.0 else {"b": Suspect("/adapters/b", 1)})
+    # What is the same object is not written again.
+    assert (world.desired is before) is (life == 100.0)
+
+
 def test_a_load_of_a_former_life_accuses_nobody_twice() -> None:
     """The load that was found under way at the restart counts once, however late its outcome comes."""
     world = three()

@@ -6,9 +6,9 @@ from msgspec.structs import replace
 from lora_sidecar.attempts import hasten
 from lora_sidecar.config import BackoffConfig, HeartbeatConfig
 from lora_sidecar.events import Event, Level
-from lora_sidecar.lineage import Evidence, judge
-from lora_sidecar.model import Reason
-from lora_sidecar.outage import advance, begin
+from lora_sidecar.lineage import Evidence, Judgement, judge
+from lora_sidecar.model import Incarnation, Reason
+from lora_sidecar.outage import advance, begin, conclude, resume
 from lora_sidecar.work import Attempt, Phase, Recovery, ServerState, Work
 from tests.support.core import adapter, desired, failure, observed, unknown
 
@@ -40,6 +40,45 @@ def test_a_doubt_is_told_with_its_count(hint: str) -> None:
     said = {"reason": "server_error", "detail": "HTTP 500", "consecutive": 3}
     assert (fact.event, fact.level, fact.repeats) == (Event.PROBE_FAILED, Level.WARNING, "server_error")
     assert fact.fields == said | ({"hint": hint} if hint else {})
+
+
+def test_the_way_back_is_told_with_its_length() -> None:
+    """From the last good answer on, to the millisecond; without one, from when the server was first seen away."""
+    down = ServerState(Phase.DOWN, since=20.0, last_good=10.0, errors=4)
+    said = {"after": "down", "away_seconds": 12.346, "previous_errors": 4}
+
+    after, (fact,) = advance(down, observed(22.3456), HEARTBEAT)
+    assert after == ServerState(Phase.UP, 22.3456, last_good=22.3456)
+    assert (fact.event, fact.level, fact.fields) == (Event.SERVER_UP, Level.INFO, said)
+    _, (fact,) = advance(replace(down, last_good=None), observed(22.3456), HEARTBEAT)
+    assert fact.fields == said | {"away_seconds": 2.346}
+
+
+@pytest.mark.parametrize("failed", [True, False])
+@pytest.mark.parametrize("initial", [True, False])
+def test_a_recovery_is_told_to_the_millisecond(*, initial: bool, failed: bool) -> None:
+    """Whole where nothing failed, and a warning where something did."""
+    known = desired(adapter("a"), adapter("b"))
+    recovery = Recovery(9.0, "refused", 10.0, 22.3456, lost=frozenset("ab"), initial=initial)
+    missing = frozenset("b" if failed else "")
+    ended, (fact,) = conclude(recovery, known, {}, missing, {"b": "no files"} if failed else {}, 30.98777)
+
+    assert ended is None
+    assert fact.event is (Event.RESTORE_COMPLETED if initial else Event.RECOVERY_COMPLETED)
+    assert fact.level is (Level.WARNING if failed else Level.INFO)
+    assert fact.fields["restore_seconds"] == 8.642
+    assert (fact.fields["restored"], fact.fields["failed"]) == ((1, 1) if failed else (2, 0))
+    if not initial:
+        assert (fact.fields["outage_seconds"], fact.fields["total_seconds"]) == (12.346, 20.988)
+
+
+def test_what_the_first_restore_lacked_was_lost_to_an_unseen_restart_too() -> None:
+    """Besides what that restart took; both have to be back."""
+    first = Recovery(9.0, "first listing", up_at=9.0, lost=frozenset("a"), initial=True)
+    judgement = Judgement(Incarnation(2), restarted=True, evidence=Evidence.START_TIME)
+    begun = resume(first, judgement, observed(10.0), frozenset("b"), 12.0)
+
+    assert begun == Recovery(12.0, "restarted unseen", 10.0, 12.0, restarts=1, lost=frozenset("ab"))
 
 
 def test_a_second_outage_in_a_recovery_begins_its_way_back_anew() -> None:
