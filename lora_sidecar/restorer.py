@@ -184,11 +184,17 @@ class Restorer:
                 if self._preflight is not None:
                     # An engine that slept a moment ago may do so for hours: the weights are not read over and over.
                     looked = await self._preflight.inspect(adapter, incarnation, warm=not self._withheld)
-                    waited = 0.0 if looked.refusal else await self._admission()
+                answer: Result | None = looked.refusal
+                if not self._is_wanted(adapter, plan):
+                    return
+                while answer is None:
+                    waited += await self._admission()
                     if not self._is_wanted(adapter, plan):
                         return
-                sent = looked.refusal is None
-                result = looked.refusal or await self._send(adapter, incarnation)
+                    sent = True
+                    answer = await self._send(adapter, incarnation)
+                    sent = answer is not None
+                result = answer
         except TimeoutError:
             if not sent:
                 return
@@ -221,17 +227,22 @@ class Restorer:
             return False
         return newest is plan or adapter in newest.restores
 
-    async def _send(self, adapter: Adapter, incarnation: int) -> Result:
+    async def _send(self, adapter: Adapter, incarnation: int) -> Result | None:
+        """What came of a load; None where it was not sent, since meanwhile there was no room for it any more."""
         # Noted here and not before: what kills a server is a load, and no reading of ours.
         self._sending[adapter.name, incarnation] = adapter
         try:
-            result = await self._engine.load(adapter, incarnation)
+            result = await self._engine.load(adapter, incarnation, self._has_room)
         finally:
             del self._sending[adapter.name, incarnation]
             self._room.set()
-        if self._preflight is not None:
+        if self._preflight is not None and result is not None:
             self._preflight.learn(result, incarnation)
         return result
+
+    def _has_room(self) -> bool:
+        """Whether all that are noted as sent may be in flight: the look that let them in may have become old."""
+        return len(self._sending) <= self._width()
 
     def _incarnation(self) -> int | None:
         return None if self._plan is None else self._plan.incarnation

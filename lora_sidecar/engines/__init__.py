@@ -23,6 +23,11 @@ from lora_sidecar.model import (
 )
 
 
+def unlimited() -> bool:
+    """There is always room for another load."""
+    return True
+
+
 class Engine(Protocol):
     """One server. No method raises for anything that a server or a network may do; each ends by its deadline."""
 
@@ -53,10 +58,14 @@ class Engine(Protocol):
         """
         ...
 
-    async def load(self, adapter: Adapter, incarnation: int) -> Accepted | Failure | Withheld:
+    async def load(
+        self, adapter: Adapter, incarnation: int, room: Callable[[], bool] = unlimited
+    ) -> Accepted | Failure | Withheld | None:
         """Load one adapter, unless the engine is not known to be awake; never in place.
 
-        `incarnation` is the life of the server for which the load was decided.
+        `incarnation` is the life of the server for which the load was decided. `room` is whether it may still be in
+        flight: to ask whether the engine is awake takes seconds where the server hangs. None where there was none any
+        more: nothing was sent.
         """
         ...
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from lora_sidecar.config import Config, ServerConfig
-from lora_sidecar.engines import Engine
+from lora_sidecar.engines import Engine, unlimited
 from lora_sidecar.engines.answers import refusal, unknown, unlisted
 from lora_sidecar.engines.identity_wire import Identity, Kind, by_model_info, by_owner, by_version
 from lora_sidecar.engines.sglang import Sglang
@@ -123,9 +123,11 @@ class Auto:
         engine = self._become(identity)
         return await engine.observe(None) if seen is None or identity.kind is not former else seen
 
-    async def load(self, adapter: Adapter, incarnation: int) -> Accepted | Failure | Withheld:
+    async def load(
+        self, adapter: Adapter, incarnation: int, room: Callable[[], bool] = unlimited
+    ) -> Accepted | Failure | Withheld | None:
         """See `engines.Engine.load`."""
-        return _NOBODY if self._current is None else await self._current.load(adapter, incarnation)
+        return _NOBODY if self._current is None else await self._current.load(adapter, incarnation, room)
 
     async def unload(self, name: str) -> Accepted | Failure:
         """See `engines.Engine.unload`."""

@@ -18,6 +18,7 @@ import msgspec
 from msgspec.structs import replace
 
 from lora_sidecar.config import Config, ServerConfig
+from lora_sidecar.engines import unlimited
 from lora_sidecar.engines.answers import absent_base, kept, refusal, unanswered, unknown, unlisted
 from lora_sidecar.engines.pulse import PulseMeter, note
 from lora_sidecar.engines.refusal_wire import is_route_absent
@@ -135,9 +136,11 @@ class Sglang:
         # The time of its start that SGLang publishes is none, but identifies the life as well.
         return Observed(at, listing.bases, listing.adapters, info.life, runtime_loading=True, capacity=info.capacity)
 
-    async def load(self, adapter: Adapter, incarnation: int) -> Accepted | Failure | Withheld:
-        """See `engines.Engine.load`."""
-        del incarnation
+    async def load(
+        self, adapter: Adapter, incarnation: int, room: Callable[[], bool] = unlimited
+    ) -> Accepted | Failure | Withheld | None:
+        """See `engines.Engine.load`. Nothing is asked before a load, so there is room as there was."""
+        del incarnation, room
         info = self._info
         if info is None:
             return Withheld(Wakefulness.UNCLEAR, "the server's settings are not known yet")

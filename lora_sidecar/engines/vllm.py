@@ -18,6 +18,7 @@ import msgspec
 from msgspec.structs import replace
 
 from lora_sidecar.config import Config, ServerConfig
+from lora_sidecar.engines import unlimited
 from lora_sidecar.engines.answers import absent_base, kept, refusal, unanswered, unknown, unlisted
 from lora_sidecar.engines.pulse import PulseMeter, note
 from lora_sidecar.engines.refusal_wire import classify_load, classify_unload, error_text, is_route_absent, sentence
@@ -174,11 +175,15 @@ class Vllm:
             resolves_paths=listing.rust,
         )
 
-    async def load(self, adapter: Adapter, incarnation: int) -> Accepted | Failure | Withheld:
+    async def load(
+        self, adapter: Adapter, incarnation: int, room: Callable[[], bool] = unlimited
+    ) -> Accepted | Failure | Withheld | None:
         """See `engines.Engine.load`. `load_inplace` is never sent: before 0.33 it sticks, and re-reads the disk."""
         withheld = await self._withhold(incarnation)
         if withheld is not None:
             return withheld
+        if not room():
+            return None
         body: dict[str, str | bool] = {"lora_name": adapter.name, "lora_path": adapter.path}
         if adapter.is_3d_lora_weight:
             body["is_3d_lora_weight"] = True

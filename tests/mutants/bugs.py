@@ -216,4 +216,10 @@ BUGS: Final[dict[str, Bug]] = {
         ),
         "tests/unit/test_restorer.py::test_what_was_loaded_after_the_listing_is_not_sent_again",
     ),
+    "room-that-was-there-once": Bug(
+        "how many loads may be in flight is decided before a question that may take seconds, and not after it",
+        (Edit(_CLIENT, "        if not room():\n            return None\n", ""),),
+        "tests/simulation/test_many_lives.py::test_worlds_in_which_something_was_found",
+        worlds=False,
+    ),
 }

@@ -326,10 +326,10 @@ class Oracle:
                 f"after {now - failures.at:.2f} s; at least {least:g} s were due"
             )
 
-    def load_ended(self, adapter: Adapter, result: Result) -> None:
-        """A load came to its end, as the restorer was told."""
+    def load_ended(self, adapter: Adapter, result: Result | None) -> None:
+        """A load came to its end, as the restorer was told; None is one that was not sent."""
         now = self._now
-        if isinstance(result, Withheld):
+        if result is None or isinstance(result, Withheld):
             return
         if isinstance(result, Failure) and result.kind is FailureKind.AMBIGUOUS:
             self._ambiguous_at = now

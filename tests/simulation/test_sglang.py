@@ -76,7 +76,9 @@ def make_sglang(tmp_path: Path) -> Making:
     async def make(
         adapters: str = "", settings: str = "", keys: tuple[str, str] = ("", ""), **server: Any
     ) -> AsyncIterator[SglangPod]:
-        async with FakeSglang(SglangConfig(check_files=False, **server)) as fake:
+        # Time stands still while a socket is read: a load that took none would end as the listing was asked for.
+        settled = {"load_delay": 0.01} | server
+        async with FakeSglang(SglangConfig(check_files=False, **settled)) as fake:
             pod = SglangPod(fake, tmp_path / "checkpoints", adapters, settings)
             (tmp_path / "checkpoints").mkdir()
             pod.keys = keys

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from msgspec import Struct
 
 from lora_sidecar.config import Config, parse
-from lora_sidecar.engines import vllm
+from lora_sidecar.engines import unlimited, vllm
 from lora_sidecar.events import Fact, Level
 from lora_sidecar.keeper import Keeper
 from lora_sidecar.model import Accepted, Adapter, Failure, Withheld
@@ -70,9 +70,11 @@ class _Vllm(vllm.Vllm):
 
     world: World
 
-    async def load(self, adapter: Adapter, incarnation: int) -> Accepted | Failure | Withheld:
+    async def load(
+        self, adapter: Adapter, incarnation: int, room: Callable[[], bool] = unlimited
+    ) -> Accepted | Failure | Withheld | None:
         self.world.check(self.world.oracle.load_sent, adapter, incarnation)
-        result = await super().load(adapter, incarnation)
+        result = await super().load(adapter, incarnation, room)
         self.world.say("sidecar", f"load of {adapter.name} from {adapter.path} ended: {result}")
         self.world.check(self.world.oracle.load_ended, adapter, result)
         return result

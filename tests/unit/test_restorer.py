@@ -9,6 +9,7 @@ import pytest
 
 from lora_sidecar.adapter_check import Finding
 from lora_sidecar.config import Config
+from lora_sidecar.engines import unlimited
 from lora_sidecar.model import (
     Accepted,
     Adapter,
@@ -42,6 +43,7 @@ class Slow:
 
     def __init__(self) -> None:
         self.busy = False
+        self.asking = 0.0
         self.results: dict[str, Result] = {}
         self.in_flight = 0
         self.most = 0
@@ -57,8 +59,11 @@ class Slow:
         """See `Engine`."""
         unasked(trusted)
 
-    async def load(self, adapter: Adapter, incarnation: int) -> Result:
-        """Take a second."""
+    async def load(self, adapter: Adapter, incarnation: int, room: Callable[[], bool] = unlimited) -> Result | None:
+        """Take a second; `asking` before that, for as long as it says."""
+        await asyncio.sleep(self.asking)
+        if not room():
+            return None
         self.loaded.append((adapter.name, incarnation))
         self.in_flight += 1
         self.most = max(self.most, self.in_flight)
@@ -170,6 +175,22 @@ async def test_news_of_a_request_counts_at_once() -> None:
         engine.busy = False
         await finished.wait()
     assert names_of(engine) == NAMES
+
+
+async def test_a_server_that_took_its_time_is_met_with_one_load_at_a_time() -> None:
+    """Four were let in while it had no requests, and hung at the question whether the engine is awake."""
+    engine = Slow()
+    async with restoring(engine) as (restorer, finished):
+        restorer.offer(plan(NAMES))
+        await asyncio.sleep(0.5)
+        engine.asking = 5.0
+        await asyncio.sleep(1.0)
+        engine.asking, engine.busy = 0.0, True
+        await asyncio.sleep(5.0)
+        assert (engine.in_flight, engine.most) == (1, 1)
+        await finished.wait()
+    assert engine.most == 1
+    assert sorted(names_of(engine)) == sorted(NAMES)
 
 
 async def test_an_old_word_of_no_traffic_counts_for_seconds_only() -> None:
