@@ -57,7 +57,7 @@ async def test_a_path_that_does_not_load_is_undone(
     """The former weights serve again, and the reason is the server's own."""
     sidecar = new_sidecar(vllm.url, sql(adapters[0]))
     await sidecar.start()
-    await until_listed(api, "sql")
+    await sidecar.event("restore.completed")
     old = await numbers(api, "sql")
     since = sidecar.mark()
     sidecar.declare(sql(broken["rank_64"]))
