@@ -55,7 +55,8 @@ contracts: $(VENV)/.dev
 
 # Some hundred processes are started: each would compile the package anew.
 tests: $(VENV)/.dev
-	env -u PYTHONDONTWRITEBYTECODE $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not tools" $(NOT_HERE) --durations=5
+	$(VENV)/bin/python -m compileall -q lora_sidecar tests
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not tools" $(NOT_HERE) --durations=5
 
 coverage: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not tools" $(NOT_HERE) --cov --cov-report=term
