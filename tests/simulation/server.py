@@ -95,7 +95,8 @@ class Life:
         self.unloaded: dict[str, float] = {}
         self.installed: dict[str, float] = {}
         self.over = asyncio.Event()
-        self.loads: set[asyncio.Task[web.Response]] = set()
+        # In their order: that of a set is the order of the tasks' addresses, which is no part of the seed.
+        self.loads: dict[asyncio.Task[web.Response], None] = {}
         self.asleep_since: float | None = None
         self.lines: list[Callable[[], None]] = []
         routes.registry.adapters = _Adapters(self)
@@ -132,7 +133,7 @@ class Server:
         self._ending: list[Callable[[], None]] = []
         self._thawed = asyncio.Event()
         self._thawed.set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}
         self.starting = False
 
     @property
@@ -169,8 +170,8 @@ class Server:
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Have something happen in the container by itself."""
         task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
 
     def close(self) -> None:
         """End everything."""
@@ -316,8 +317,8 @@ class Server:
             return Reply(response.status, bytes(response.body or b""))  # type: ignore[arg-type]  # as above
         asked = load_request(json.loads(body))
         handler = asyncio.get_running_loop().create_task(self._load(life, asked.lora_name, asked.lora_path))
-        life.loads.add(handler)
-        handler.add_done_callback(life.loads.discard)
+        life.loads[handler] = None
+        handler.add_done_callback(life.loads.pop)
         # The client may hang up meanwhile: the load goes on all the same.
         await asyncio.wait({handler})
         if handler.cancelled():
@@ -337,8 +338,8 @@ class Server:
         if life is None or not self.listening or self.frozen or not self.runtime_loading:
             return False
         handler = asyncio.get_running_loop().create_task(self._load(life, name, path))
-        life.loads.add(handler)
-        handler.add_done_callback(life.loads.discard)
+        life.loads[handler] = None
+        handler.add_done_callback(life.loads.pop)
         await asyncio.wait({handler})
         return not handler.cancelled() and handler.result().status == web.HTTPOk.status_code
 

@@ -42,14 +42,14 @@ def test_worlds_in_which_something_was_found() -> None:
 
 
 def test_a_seed_tells_the_same_history_in_every_process() -> None:
-    """What a failure printed can be looked at again: neither hashing nor the time of day has a part in it."""
+    """What a failure printed can be looked at again: no hash, address or time of day has a part in it."""
     digests = set()
     script = "import sys;from tests.simulation.test_many_lives import digest;print(digest(int(sys.argv[1])))"
-    for hash_seed in ("1", "2"):
+    for hash_seed, memory in (("1", "pymalloc"), ("2", "malloc")):
         done = subprocess.run(
             [sys.executable, "-c", script, str(FOUND[0])],
             cwd=ROOT,
-            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            env={**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONMALLOC": memory},
             capture_output=True,
             text=True,
             check=True,
