@@ -110,33 +110,34 @@ vllm-env:
 	PYTHON=$(PYTHON) bash scripts/vllm-env.sh $(VLLM_ENV)
 
 # The environment of the product alone, and on top of it that of its tests; both from lock files with hashes.
+# A lock is complete, so nothing is resolved: what a package asks for besides would depend on the day.
 $(VENV)/.runtime: locks/runtime.txt
 	@echo "making $(VENV) from locks/runtime.txt"
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
-	    { echo "Python 3.11 to 3.13 is needed: make PYTHON=/path/to/python3.13"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' || \
+	    { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.13"; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) install --require-hashes -r locks/runtime.txt
+	@$(PIP) install --require-hashes --no-deps -r locks/runtime.txt
 	@touch $@
 
 $(VENV)/.dev: locks/dev.txt pyproject.toml $(VENV)/.runtime
 	@echo "adding locks/dev.txt to $(VENV)"
-	@$(PIP) install --require-hashes -r locks/dev.txt
+	@$(PIP) install --require-hashes --no-deps -r locks/dev.txt
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
 # What draws the plots is in no other environment.
 $(VENV)/.bench: locks/bench.txt $(VENV)/.dev
 	@echo "adding locks/bench.txt to $(VENV)"
-	@$(PIP) install --require-hashes -r locks/bench.txt
+	@$(PIP) install --require-hashes --no-deps -r locks/bench.txt
 	@touch $@
 
 $(VENV)/.kubernetes: locks/kubernetes.txt $(VENV)/.dev
-	@$(PIP) install --require-hashes -r locks/kubernetes.txt
+	@$(PIP) install --require-hashes --no-deps -r locks/kubernetes.txt
 	@touch $@
 
 $(VENV)/.mutation: locks/mutation.txt $(VENV)/.dev
 	@echo "adding locks/mutation.txt to $(VENV)"
-	@$(PIP) install --require-hashes -r locks/mutation.txt
+	@$(PIP) install --require-hashes --no-deps -r locks/mutation.txt
 	@touch $@
 
 # Needs `uv`; run it after changing the dependencies in pyproject.toml.
