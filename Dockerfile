@@ -30,7 +30,7 @@ state = '/var/lib/lora-sidecar'; os.makedirs(state); os.chown(state, 65532, 6553
 command = '/usr/local/bin/lora-sidecar'; os.makedirs(os.path.dirname(command), exist_ok=True); \
 open(command, 'w').write(f'#!{sys.executable}\\nfrom lora_sidecar.__main__ import main\\nmain()\\n'); \
 os.chmod(command, 0o755); \
-sys.path.insert(0, '/packages'); import lora_sidecar.cli, lora_sidecar.daemon, lora_sidecar.healthcheck"]
+sys.path.insert(0, '/packages'); import lora_sidecar.cli.main, lora_sidecar.daemon, lora_sidecar.cli.healthcheck"]
 ENV PYTHONPATH=/packages PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PYTHONOPTIMIZE=2
 USER 65532:65532
 EXPOSE 9400

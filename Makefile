@@ -21,7 +21,7 @@ MINUTES ?= 5
 # One server at a time, shared by the tests of a suite: each takes a minute to start, and 3 GB.
 REAL = -m vllm -p no:xdist -p no:randomly --durations=5
 # What needs more than Python, and what tests the tests: each has a target of its own.
-NOT_HERE = --ignore tests/e2e --ignore tests/kubernetes --ignore tests/image --ignore tests/mutants
+NOT_HERE = --ignore tests/e2e --ignore tests/platform/kubernetes --ignore tests/platform/image --ignore tests/meta/mutants
 ALONE = -p no:xdist -p no:randomly
 PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 
@@ -31,7 +31,7 @@ export PYTHONDONTWRITEBYTECODE = 1
     check-kubernetes check-image image-tools test-vllm mutation bench bench-vllm plots vllm-env lock image clean
 
 demo: $(VENV)/.runtime
-	@$(VENV)/bin/python -m lora_sidecar demo
+	@$(VENV)/bin/python -m tests.fakes.demo
 
 test: lint types contracts tests
 
@@ -62,10 +62,10 @@ coverage: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not tools" $(NOT_HERE) --cov --cov-report=term
 
 negative-controls: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest -n 2 --dist load tests/mutants
+	$(VENV)/bin/python -m pytest -n 2 --dist load tests/meta/mutants
 
 check-ops: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest -m tools -p no:xdist --durations=5 tests/ops tests/browser
+	$(VENV)/bin/python -m pytest -m tools -p no:xdist --durations=5 tests/platform/prometheus tests/platform/browser
 
 # As root on Debian; elsewhere, install promtool (Prometheus) and Chromium by other means.
 ops-tools:
@@ -74,11 +74,11 @@ ops-tools:
 	      apt-get install -y -qq --no-install-recommends prometheus chromium fonts-dejavu-core; }
 
 check-kubernetes: $(VENV)/.kubernetes
-	$(VENV)/bin/python -m pytest $(ALONE) tests/kubernetes
+	$(VENV)/bin/python -m pytest $(ALONE) tests/platform/kubernetes
 
 # The set-up builds the image, which is part of the first test's time.
 check-image: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest $(ALONE) -o timeout=300 tests/image
+	$(VENV)/bin/python -m pytest $(ALONE) -o timeout=300 tests/platform/image
 
 # As root on Debian.
 image-tools:
@@ -90,10 +90,10 @@ test-vllm: $(VENV)/.dev vllm-env
 	LORA_SIDECAR_VLLM_PYTHON=$(VLLM_ENV)/bin/python $(VENV)/bin/python -m pytest $(REAL) tests/contract
 	LORA_SIDECAR_VLLM_PYTHON=$(VLLM_ENV)/bin/python $(VENV)/bin/python -m pytest $(REAL) tests/e2e -s
 
-# What was decided is kept in mutants/, so it goes on where it was stopped; one module: make mutation ONLY='lora_sidecar.due.*'
+# What was decided is kept in mutants/, so it goes on where it was stopped; one module: make mutation ONLY='lora_sidecar.reconcile.due.*'
 mutation: $(VENV)/.mutation
-	PATH="$(abspath $(VENV)/bin):$$PATH" $(VENV)/bin/python -m tests.mutants.mutation run --max-children $(WORKERS) $(if $(ONLY),'$(ONLY)')
-	$(VENV)/bin/python -m tests.mutants.score
+	PATH="$(abspath $(VENV)/bin):$$PATH" $(VENV)/bin/python -m tests.meta.mutants.mutation run --max-children $(WORKERS) $(if $(ONLY),'$(ONLY)')
+	$(VENV)/bin/python -m tests.meta.mutants.score
 
 bench: $(VENV)/.dev
 	$(VENV)/bin/python -m benchmarks

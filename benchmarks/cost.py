@@ -16,20 +16,20 @@ from msgspec import Struct
 
 from benchmarks import memory, pods
 from benchmarks.figures import Figures, median
-from lora_sidecar.checkpoint import Store
-from lora_sidecar.config import parse
+from lora_sidecar.checkpoint.manager import CheckpointManager
+from lora_sidecar.checkpoint.store import Store
+from lora_sidecar.config.settings import parse
+from lora_sidecar.controller import Clock, ServerController
+from lora_sidecar.core.events import Event
 from lora_sidecar.engines.vllm import Vllm
-from lora_sidecar.events import Fact
-from lora_sidecar.keeper import Keeper
-from lora_sidecar.offload import Offloader
-from lora_sidecar.status import Board
-from lora_sidecar.watch import Clockwork, Watch
+from lora_sidecar.status.board import Board
+from lora_sidecar.threads import BlockingCall
 from tests.support.servers import Kind, RunningServer
 
 T = TypeVar("T")
 
 
-class _Inline(Offloader):
+class _Inline(BlockingCall):
     """Saves where it is asked for, so that the CPU it takes is measured with the rest."""
 
     async def run(self, function: Callable[[], T], deadline: float) -> T:
@@ -81,18 +81,18 @@ async def heartbeat(folder: Path, counts: tuple[int, ...], rounds: int) -> Figur
     return Figures("heartbeat", "CPU of a steady heartbeat", columns, tuple(rows))
 
 
-async def _watch(folder: Path, url: str) -> tuple[Watch, Vllm]:
+async def _watch(folder: Path, url: str) -> tuple[ServerController, Vllm]:
     folder.mkdir(parents=True, exist_ok=True)
     text = f"servers: [{{name: vllm, url: '{url}'}}]\npolicy: {{adopt: {{max: 10000}}}}"
     config = parse(text.encode(), "bench")
     clock = asyncio.get_running_loop().time
     engine = Vllm(config.servers[0], config, clock)
-    keeper = Keeper(Store(str(folder), "vllm", "json"), 5.0, clock, _Inline("checkpoint"))
+    keeper = CheckpointManager(Store(str(folder), "vllm", "json"), 5.0, clock, _Inline("checkpoint"))
 
-    def report(*facts: Fact) -> None:
+    def report(*facts: Event) -> None:
         del facts
 
-    watch = Watch("vllm", config, engine, keeper, Board(("vllm",)), report, Clockwork(clock, lambda: 0.5))
+    watch = ServerController("vllm", config, engine, keeper, Board(("vllm",)), report, Clock(clock, lambda: 0.5))
     await watch.open()
     return watch, engine
 

@@ -18,10 +18,10 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import FuncFormatter, LogLocator
 
-Said = dict[str, Any]
+ProbeAnswer = dict[str, Any]
 
 
-def lines(said: Said, axes: Any, names: tuple[str, ...], unit: str) -> None:
+def lines(said: ProbeAnswer, axes: Any, names: tuple[str, ...], unit: str) -> None:
     """Columns over the first one, both logarithmic."""
     columns = said["columns"]
     x = [row[0] for row in said["rows"]]
@@ -36,7 +36,7 @@ def lines(said: Said, axes: Any, names: tuple[str, ...], unit: str) -> None:
     axes.legend()
 
 
-def bars(said: Said, axes: Any, names: tuple[str, ...], unit: str, *, at: int = 0, log: bool = False) -> None:
+def bars(said: ProbeAnswer, axes: Any, names: tuple[str, ...], unit: str, *, at: int = 0, log: bool = False) -> None:
     """Columns of one row side by side, each with its number; `log` where they are far apart."""
     row = said["rows"][at]
     # A file of an earlier run may lack some.
@@ -50,7 +50,7 @@ def bars(said: Said, axes: Any, names: tuple[str, ...], unit: str, *, at: int = 
         axes.set_yscale("symlog", linthresh=1)
 
 
-def hour(said: Said, axes: Any) -> None:
+def hour(said: ProbeAnswer, axes: Any) -> None:
     """Memory over the minutes."""
     x = [row[0] for row in said["rows"]]
     for at, name in enumerate(said["columns"][1:], start=1):
@@ -60,14 +60,14 @@ def hour(said: Said, axes: Any) -> None:
     axes.legend()
 
 
-def _of(said: Said, **values: Any) -> Said:
+def _of(said: ProbeAnswer, **values: Any) -> ProbeAnswer:
     """The rows alone that have these values."""
     at = {said["columns"].index(name): value for name, value in values.items()}
     rows = [row for row in said["rows"] if all(row[number] == value for number, value in at.items())]
     return said | {"rows": rows}
 
 
-def storm(said: Said, axes: Any) -> None:
+def storm(said: ProbeAnswer, axes: Any) -> None:
     """The most loads in flight over the jitter, a line for each spread of the servers' start."""
     for spread in (0.0, 2.0, 10.0):
         rows = [row for row in said["rows"] if row[0] == spread and row[1] == 1]
@@ -78,7 +78,7 @@ def storm(said: Said, axes: Any) -> None:
     axes.legend()
 
 
-PLOTS: dict[str, Callable[[Said, Any], None]] = {
+PLOTS: dict[str, Callable[[ProbeAnswer, Any], None]] = {
     "detection": lambda said, axes: bars(
         said, axes, ("SIGKILL to FIN, ms", "FIN to server.down, ms", "worst, ms", "5 s poll, ms"), "ms", log=True
     ),
@@ -113,7 +113,7 @@ _WITHOUT_A_SERVER = frozenset({"checkpoint", "fleet"})
 
 def draw(path: Path) -> None:
     """Draw one JSON file."""
-    said: Said = msgspec.json.decode(path.read_bytes())
+    said: ProbeAnswer = msgspec.json.decode(path.read_bytes())
     figure, axes = plt.subplots(figsize=(7, 4.2), dpi=110, layout="constrained")
     PLOTS[said["name"]](said, axes)
     server = {"real": "vLLM 0.32.0", "fake": "the fake vLLM"}[said["server"]]

@@ -16,10 +16,10 @@ import msgspec
 
 from benchmarks import pods
 from benchmarks.figures import Figures, median
-from lora_sidecar.checkpoint import Store
-from lora_sidecar.codec import Checkpoint, Format
-from lora_sidecar.encoding import Encoder, encode
-from lora_sidecar.model import Adapter, Desired, Incarnation, Origin
+from lora_sidecar.checkpoint.decode import Checkpoint, Format
+from lora_sidecar.checkpoint.encode import Encoder, encode
+from lora_sidecar.checkpoint.store import Store
+from lora_sidecar.core.model import Adapter, Desired, Incarnation, Origin
 
 COUNTS = (10, 100, 1000, 10_000)
 ROUNDS = 41

@@ -18,7 +18,7 @@ def main() -> NoReturn:
     if os.getpid() == 1:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _leave)
-    from lora_sidecar.cli import main as run  # noqa: PLC0415 - not before the signals are handled
+    from lora_sidecar.cli.main import main as run  # noqa: PLC0415 - not before the signals are handled
 
     sys.exit(run())
 

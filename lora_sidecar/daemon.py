@@ -16,21 +16,21 @@ from collections.abc import Callable
 from typing import Final
 
 from lora_sidecar import __version__
-from lora_sidecar.checkpoint import Store
-from lora_sidecar.config import Config, ServerConfig
-from lora_sidecar.desk import Desk
-from lora_sidecar.engines import Engine
-from lora_sidecar.engines.auto import make
-from lora_sidecar.errors import LockHeldError, SidecarError
-from lora_sidecar.events import Event, Fact, Level, info
-from lora_sidecar.keeper import Keeper
-from lora_sidecar.log import Journal, Sink, configure, set_level
-from lora_sidecar.ops.control import ControlServer
-from lora_sidecar.ops.http import OpsServer
-from lora_sidecar.ops.metrics import Metrics
+from lora_sidecar.api.control import ControlServer
+from lora_sidecar.api.metrics import Metrics
+from lora_sidecar.api.ops import OpsServer
+from lora_sidecar.checkpoint.manager import CheckpointManager
+from lora_sidecar.checkpoint.store import Store
+from lora_sidecar.config.settings import Config, ServerConfig
+from lora_sidecar.control.queue import RequestQueue
+from lora_sidecar.controller import Clock, ServerController
+from lora_sidecar.core.errors import LockHeldError, SidecarError
+from lora_sidecar.core.events import Event, EventName, Level, info
+from lora_sidecar.engines.base import Engine
+from lora_sidecar.engines.detect import make
+from lora_sidecar.log import EventLog, NonBlockingWriter, configure, set_level
 from lora_sidecar.reload import Reloader
-from lora_sidecar.status import Board
-from lora_sidecar.watch import Clockwork, Watch
+from lora_sidecar.status.board import Board
 
 STOPPED: Final = 0
 BUG: Final = 70
@@ -52,7 +52,7 @@ def run(path: str, config: Config) -> int:
         sink.close()
 
 
-async def _run(path: str, config: Config, sink: Sink) -> int:
+async def _run(path: str, config: Config, sink: NonBlockingWriter) -> int:
     code = await _Daemon(path, config, sink).run()
     # Only a thread in the system's resolver can be left now. The loop would wait for it, and nothing can end it.
     asyncio.get_running_loop().call_later(_LEFTOVER_SECONDS, os._exit, code)
@@ -62,14 +62,14 @@ async def _run(path: str, config: Config, sink: Sink) -> int:
 class _Daemon:
     """The parts of one process."""
 
-    def __init__(self, path: str, config: Config, sink: Sink) -> None:
+    def __init__(self, path: str, config: Config, sink: NonBlockingWriter) -> None:
         self._path = path
         self._config = config
         self._sink = sink
-        self._watches: list[Watch] = []
+        self._watches: list[ServerController] = []
         self._engines: list[Engine] = []
-        self._keepers: list[Keeper] = []
-        self._desks: dict[str, Desk] = {}
+        self._keepers: list[CheckpointManager] = []
+        self._desks: dict[str, RequestQueue] = {}
         self._stopping = asyncio.Event()
         self._signal = ""
 
@@ -78,7 +78,7 @@ class _Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
         now = loop.time
-        self._journal = Journal(now)
+        self._journal = EventLog(now)
         self._board = Board(tuple(server.name for server in self._config.servers), now())
         self._metrics = Metrics(self._board, now, self._liveness)
         self._ops = OpsServer(self._config.ops, self._board, self._metrics, now, self._liveness)
@@ -89,13 +89,13 @@ class _Daemon:
             now,
             self._load_deadline,
         )
-        self._report(info(Event.DAEMON_STARTED, version=__version__, pid=os.getpid(), config=self._path))
+        self._report(info(EventName.DAEMON_STARTED, version=__version__, pid=os.getpid(), config=self._path))
         try:
             code = await self._guarded(now)
         finally:
             await self._close()
         if code == STOPPED:
-            self._journal.write(info(Event.DAEMON_STOPPED, signal=self._signal, exit_code=code))
+            self._journal.write(info(EventName.DAEMON_STOPPED, signal=self._signal, exit_code=code))
         return code
 
     async def _guarded(self, now: Callable[[], float]) -> int:
@@ -108,7 +108,7 @@ class _Daemon:
             return self._ended(BAD_CONFIG, error)
         except Exception:  # noqa: BLE001 - a bug: told once with its traceback, and the container is restarted
             failed = {"exit_code": BUG, "hint": "this is a bug of lora-sidecar: please report the traceback"}
-            self._journal.write(Fact(Event.DAEMON_FAILED, Level.ERROR, failed | {"exc_info": sys.exc_info()}))
+            self._journal.write(Event(EventName.DAEMON_FAILED, Level.ERROR, failed | {"exc_info": sys.exc_info()}))
             return BUG
         return STOPPED
 
@@ -120,7 +120,7 @@ class _Daemon:
             "cause": error.cause,
             "hint": error.hint,
         }
-        self._journal.write(Fact(Event.DAEMON_FAILED, Level.ERROR, fields))
+        self._journal.write(Event(EventName.DAEMON_FAILED, Level.ERROR, fields))
         return code
 
     async def _until_stopped(self, now: Callable[[], float]) -> None:
@@ -140,13 +140,13 @@ class _Daemon:
 
     async def _start(self, now: Callable[[], float]) -> None:
         await self._ops.start()
-        clock = Clockwork(now, random.random)
+        clock = Clock(now, random.random)
         for server in self._config.servers:
             self._watches.append(self._watch(server, clock))
         await self._control.start()
         self._report(
             info(
-                Event.CONFIG_LOADED,
+                EventName.CONFIG_LOADED,
                 source=self._path,
                 servers=[server.name for server in self._config.servers],
                 adapters=len(self._config.adapters),
@@ -157,21 +157,21 @@ class _Daemon:
         # All at once: each may have to wait for a lock, or for a disk that hangs.
         await asyncio.gather(*(watch.open() for watch in self._watches))
 
-    def _watch(self, server: ServerConfig, clock: Clockwork) -> Watch:
+    def _watch(self, server: ServerConfig, clock: Clock) -> ServerController:
         checkpoint = self._config.checkpoint
         store = Store(checkpoint.directory, server.name, checkpoint.format)
-        keeper = Keeper(store, checkpoint.timeout, clock.now)
+        keeper = CheckpointManager(store, checkpoint.timeout, clock.now)
         self._keepers.append(keeper)
-        journal = Journal(clock.now, server=server.name)
+        journal = EventLog(clock.now, server=server.name)
 
-        def report(*facts: Fact) -> None:
+        def report(*facts: Event) -> None:
             journal.write(*facts)
             self._metrics.count(server.name, facts)
             self._board.note(server.name, clock.now(), facts)
 
         engine = make(server, self._config, clock.now, report)
         self._engines.append(engine)
-        watch = Watch(server.name, self._config, engine, keeper, self._board, report, clock)
+        watch = ServerController(server.name, self._config, engine, keeper, self._board, report, clock)
         self._desks[server.name] = watch.desk
         return watch
 
@@ -188,7 +188,7 @@ class _Daemon:
                 group.create_task(watch.unloader.run(), name="unload")
                 group.create_task(watch.survey.run(), name="survey")
 
-    def _report(self, *facts: Fact) -> None:
+    def _report(self, *facts: Event) -> None:
         """Tell what happened to the process itself."""
         self._journal.write(*facts)
         self._metrics.count("", facts)
@@ -212,7 +212,7 @@ class _Daemon:
         self._signal = number.name
         self._stopping.set()
         asyncio.get_running_loop().call_later(SHUTDOWN_SECONDS, os._exit, STOPPED)
-        self._journal.write(info(Event.DAEMON_STOPPING, signal=number.name))
+        self._journal.write(info(EventName.DAEMON_STOPPING, signal=number.name))
 
     async def _close(self) -> None:
         """End what is left; a save under way is let finish, anything else is not waited for."""
@@ -224,4 +224,4 @@ class _Daemon:
             await engine.close()
         await self._ops.close()
         if self._sink.dropped:
-            self._journal.write(Fact(Event.LOG_DROPPED, Level.WARNING, {"lines": self._sink.dropped}))
+            self._journal.write(Event(EventName.LOG_DROPPED, Level.WARNING, {"lines": self._sink.dropped}))

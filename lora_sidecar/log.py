@@ -20,7 +20,7 @@ from typing import Any, Final, TextIO
 import msgspec
 import structlog
 
-from lora_sidecar.events import Event, Fact, Level
+from lora_sidecar.core.events import Event, EventName, Level
 
 _QUEUE: Final = 2000
 _REPEAT_SECONDS: Final = 30.0
@@ -31,7 +31,7 @@ _RANKS: Final = {Level.DEBUG: 10, Level.INFO: 20, Level.WARNING: 30, Level.ERROR
 Logger = structlog.typing.FilteringBoundLogger
 
 
-class Sink:
+class NonBlockingWriter:
     """A stream behind a bounded queue and a thread of its own; lines that do not fit are dropped and counted."""
 
     def __init__(self, stream: TextIO | None) -> None:
@@ -68,10 +68,10 @@ class Sink:
                 self.dropped += 1
 
 
-class _SinkLogger:
+class _WriterLogger:
     """What structlog calls with a rendered line."""
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: NonBlockingWriter) -> None:
         self._sink = sink
 
     def msg(self, line: str) -> None:
@@ -80,10 +80,10 @@ class _SinkLogger:
     log = debug = info = warning = warn = error = critical = exception = fatal = msg
 
 
-def configure(level: str, format_: str, stream: TextIO | None = None) -> Sink:
+def configure(level: str, format_: str, stream: TextIO | None = None) -> NonBlockingWriter:
     """Set structlog up for the process. `format_` is "json", "pretty", or "auto": pretty on a terminal."""
     stream = sys.stdout if stream is None else stream
-    sink = Sink(stream)
+    sink = NonBlockingWriter(stream)
     terminal = stream is not None and stream.isatty()
     pretty = format_ == "pretty" or (format_ == "auto" and terminal)
     renderer: structlog.typing.Processor = (
@@ -97,7 +97,7 @@ def configure(level: str, format_: str, stream: TextIO | None = None) -> Sink:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_RANKS[Level(level)]),
-        logger_factory=lambda *_: _SinkLogger(sink),
+        logger_factory=lambda *_: _WriterLogger(sink),
         cache_logger_on_first_use=False,
     )
     return sink
@@ -142,16 +142,16 @@ def dates(now: float) -> Callable[[float], str]:
     return lambda at: _iso(wall_now - timedelta(seconds=now - at))
 
 
-class Journal:
+class EventLog:
     """Writes facts to the log: dates for the loop's times, and repeats at most every 30 s with their count."""
 
     def __init__(self, now: Callable[[], float], **bound: str) -> None:
         """`now` is the loop's clock; `bound` stands on every line."""
         self._now = now
         self._log: Logger = structlog.get_logger(**bound)
-        self._repeats: dict[tuple[Event, str], tuple[float, int]] = {}
+        self._repeats: dict[tuple[EventName, str], tuple[float, int]] = {}
 
-    def write(self, *facts: Fact) -> None:
+    def write(self, *facts: Event) -> None:
         """Log facts in order."""
         for fact in facts:
             suppressed = self._suppressed(fact)
@@ -159,7 +159,7 @@ class Journal:
                 fields = self._dated(fact.fields) | ({"suppressed": suppressed} if suppressed else {})
                 self._log.log(_RANKS[fact.level], fact.event.value, **fields)
 
-    def _suppressed(self, fact: Fact) -> int | None:
+    def _suppressed(self, fact: Event) -> int | None:
         """How many repeats were left out before this one, None if it is to be left out as well."""
         if not fact.repeats:
             return 0

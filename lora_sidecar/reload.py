@@ -13,14 +13,14 @@ import hashlib
 from collections.abc import Callable
 from typing import Final
 
-from lora_sidecar.conditions import transitions
-from lora_sidecar.config import Config, parse, restart_needed
-from lora_sidecar.config_file import read
-from lora_sidecar.errors import ConfigError
-from lora_sidecar.events import Event, info, warning
-from lora_sidecar.offload import Offloader
-from lora_sidecar.status import Board
-from lora_sidecar.work import Condition, ConditionType
+from lora_sidecar.config.load import read
+from lora_sidecar.config.settings import Config, parse, restart_needed
+from lora_sidecar.core.conditions import Condition, ConditionType
+from lora_sidecar.core.errors import ConfigError
+from lora_sidecar.core.events import EventName, info, warning
+from lora_sidecar.reconcile.conditions import transitions
+from lora_sidecar.status.board import Board
+from lora_sidecar.threads import BlockingCall
 
 POLL_SECONDS: Final = 2.0
 _READ_SECONDS: Final = 5.0
@@ -40,7 +40,7 @@ class Reloader:
         self._board = board
         self._report = report
         self._apply = apply
-        self._offloader = Offloader("config")
+        self._offloader = BlockingCall("config")
         self._digest: bytes | None = None
         self._needs_restart: Condition | None = None
 
@@ -89,7 +89,7 @@ class Reloader:
             self._board.config_generation += 1
             self._apply(config)
             self._report(
-                info(Event.CONFIG_RELOADED, adapters=len(config.adapters), generation=self._board.config_generation)
+                info(EventName.CONFIG_RELOADED, adapters=len(config.adapters), generation=self._board.config_generation)
             )
         self._show(None)
 
@@ -102,7 +102,7 @@ class Reloader:
         )
         self._report(
             warning(
-                Event.CONFIG_REJECTED, repeats="; ".join(told), source=self._path, problems=told, hint=rejected.hint
+                EventName.CONFIG_REJECTED, repeats="; ".join(told), source=self._path, problems=told, hint=rejected.hint
             )
         )
         self._show(rejected)

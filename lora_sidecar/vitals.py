@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 
-from lora_sidecar.conditions import transitions
-from lora_sidecar.config import ServerHealthConfig
-from lora_sidecar.engines import Engine
-from lora_sidecar.events import Fact
-from lora_sidecar.health import Health, conditions_of, examine, failing, suspects_hang
-from lora_sidecar.work import Condition, ServerState
+from lora_sidecar.config.settings import ServerHealthConfig
+from lora_sidecar.core.conditions import Condition
+from lora_sidecar.core.events import Event
+from lora_sidecar.engines.base import Engine
+from lora_sidecar.reconcile.conditions import transitions
+from lora_sidecar.reconcile.server_health import Health, conditions_of, examine, failing, suspects_hang
+from lora_sidecar.reconcile.state import ServerState
 
 
 class Vitals:
@@ -25,7 +26,7 @@ class Vitals:
 
     async def make(
         self, server: ServerState, rule: ServerHealthConfig, now: float, patience: float
-    ) -> tuple[Fact, ...]:
+    ) -> tuple[Event, ...]:
         """Examine it after a heartbeat; the facts are the conditions that began or ceased to hold.
 
         A question is waited for at most `patience` seconds; without its answer the next heartbeat decides.

@@ -13,7 +13,7 @@ STILL: Final = 1.0
 """Seconds for which no token was counted."""
 
 
-class Stillness:
+class IdleDetector:
     """When one server was last seen to have no requests."""
 
     def __init__(self) -> None:

@@ -17,15 +17,17 @@ from typing import Final, assert_never
 import msgspec
 from msgspec.structs import replace
 
-from lora_sidecar.config import Config, ServerConfig
-from lora_sidecar.engines import unlimited
-from lora_sidecar.engines.answers import absent_base, kept, refusal, unanswered, unknown, unlisted
-from lora_sidecar.engines.pulse import PulseMeter, note
-from lora_sidecar.engines.refusal_wire import classify_load, classify_unload, error_text, is_route_absent, sentence
-from lora_sidecar.engines.sentinel import Sentinel
-from lora_sidecar.engines.stillness import Stillness
-from lora_sidecar.engines.transport import Broken, Reply, Transport
-from lora_sidecar.engines.vllm_wire import (
+from lora_sidecar.config.settings import Config, ServerConfig
+from lora_sidecar.core.model import Adapter
+from lora_sidecar.core.observation import EngineActivity, Observation, Observed, Reason, Unknown
+from lora_sidecar.core.outcomes import Accepted, Answer, Failure, LoadDeferred, ProbeBlocked, ProbeFailure, SleepState
+from lora_sidecar.engines.activity import ActivityMeter, note
+from lora_sidecar.engines.base import unlimited
+from lora_sidecar.engines.connection import LivenessConnection
+from lora_sidecar.engines.failures import absent_base, kept, refusal, unanswered, unknown, unlisted
+from lora_sidecar.engines.http import Reply, RequestError, Transport
+from lora_sidecar.engines.stillness import IdleDetector
+from lora_sidecar.engines.vllm_answers import (
     BadListing,
     Listing,
     Listings,
@@ -36,22 +38,8 @@ from lora_sidecar.engines.vllm_wire import (
     decode_metrics,
     decode_version,
 )
+from lora_sidecar.engines.vllm_refusals import classify_load, classify_unload, error_text, is_route_absent, sentence
 from lora_sidecar.engines.vouch import vouched
-from lora_sidecar.model import (
-    Accepted,
-    Adapter,
-    Answer,
-    Failure,
-    NoAnswer,
-    Observation,
-    Observed,
-    Pulse,
-    Reason,
-    Unfit,
-    Unknown,
-    Wakefulness,
-    Withheld,
-)
 
 _LOAD: Final = "/v1/load_lora_adapter"
 _UNLOAD: Final = "/v1/unload_lora_adapter"
@@ -67,15 +55,15 @@ class Vllm:
     def __init__(self, server: ServerConfig, config: Config, now: Callable[[], float]) -> None:
         """`config` has the deadlines. Raises `SidecarError` where the certificates that `server` names are unusable."""
         self._transport = Transport(server)
-        self._sentinel = Sentinel(server.url, self._transport.context)
+        self._sentinel = LivenessConnection(server.url, self._transport.context)
         self._name = server.name
         self._base_model = server.base_model
         self._now = now
         self._cannot_sleep_in: int | None = None
-        self._meter = PulseMeter(now)
+        self._meter = ActivityMeter(now)
         self._listings = Listings()
         self._sleepless = False
-        self._stillness = Stillness()
+        self._stillness = IdleDetector()
         self.apply(config)
 
     def apply(self, config: Config) -> None:
@@ -94,7 +82,7 @@ class Vllm:
         await self._transport.close()
 
     @property
-    def pulse(self) -> Pulse:
+    def pulse(self) -> EngineActivity:
         """See `engines.Engine.pulse`."""
         return self._meter.pulse
 
@@ -103,14 +91,14 @@ class Vllm:
         _, halted = await self._standing()
         return halted
 
-    async def unfit(self, busy_above: int) -> Unfit | None:
+    async def unfit(self, busy_above: int) -> ProbeBlocked | None:
         """See `engines.Engine.unfit`; `vllm:num_requests_running` and `_waiting` on `/metrics` tell."""
         vitals, halted = await self._standing()
         if halted:
-            return Unfit(halted=True)
+            return ProbeBlocked(halted=True)
         if vitals.requests is None:
-            return Unfit(obstacle="the server's /metrics does not say how many requests it has")
-        return Unfit() if vitals.requests > busy_above else None
+            return ProbeBlocked(obstacle="the server's /metrics does not say how many requests it has")
+        return ProbeBlocked() if vitals.requests > busy_above else None
 
     async def ask(self, model: str, prompt: str, deadline: float | None) -> Answer:
         """See `engines.Engine.ask`."""
@@ -177,7 +165,7 @@ class Vllm:
 
     async def load(
         self, adapter: Adapter, incarnation: int, room: Callable[[], bool] = unlimited
-    ) -> Accepted | Failure | Withheld | None:
+    ) -> Accepted | Failure | LoadDeferred | None:
         """See `engines.Engine.load`. `load_inplace` is never sent: before 0.33 it sticks, and re-reads the disk."""
         withheld = await self._withhold(incarnation)
         if withheld is not None:
@@ -190,7 +178,7 @@ class Vllm:
         with self._meter.errand() as errand:
             reply = await self._transport.post(_LOAD, msgspec.json.encode(body), self._load_timeout)
             note(errand, reply)
-        if isinstance(reply, Broken):
+        if isinstance(reply, RequestError):
             return unanswered(reply)
         return kept(classify_load(reply.status, reply.body), reply)
 
@@ -208,14 +196,14 @@ class Vllm:
         """See `engines.Engine.unload`."""
         body = msgspec.json.encode({"lora_name": name})
         reply = await self._transport.post(_UNLOAD, body, _UNLOAD_DEADLINE)
-        if isinstance(reply, Broken):
+        if isinstance(reply, RequestError):
             return unanswered(reply)
         return kept(classify_unload(reply.status, reply.body), reply)
 
-    async def _probe(self) -> Broken | None:
+    async def _probe(self) -> RequestError | None:
         """Whether the server says that it is well; None if it does. A hung engine does, too."""
         reply = await self._transport.get("/health", self._probe_timeout)
-        if isinstance(reply, Broken):
+        if isinstance(reply, RequestError):
             return reply
         if reply.ok:
             return None
@@ -223,13 +211,13 @@ class Vllm:
         if reply.status in (HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.SERVICE_UNAVAILABLE):
             busy = "scaling" in text.lower()
             reason = Reason.STARTING if busy else Reason.ENGINE_DEAD
-            return Broken(reason, f"/health answered {reply.status}{text and ': ' + text}", sent=True)
+            return RequestError(reason, f"/health answered {reply.status}{text and ': ' + text}", sent=True)
         return refusal("/health", reply)
 
     async def _list(self) -> Listing | Unknown:
         at = self._now()
         reply = await self._transport.get("/v1/models", self._list_timeout)
-        if isinstance(reply, Broken):
+        if isinstance(reply, RequestError):
             return unknown(at, reply)
         if not reply.ok:
             return unknown(at, refusal("/v1/models", reply))
@@ -262,13 +250,13 @@ class Vllm:
     async def _has_load_route(self) -> bool | None:
         """Whether adapters can be loaded at run time: asked with a GET, the route of a POST answers 405."""
         reply = await self._transport.get(_LOAD, self._probe_timeout)
-        if isinstance(reply, Broken):
+        if isinstance(reply, RequestError):
             return None
         if is_route_absent(reply.status, reply.body):
             return False
         return True if reply.status == HTTPStatus.METHOD_NOT_ALLOWED else None
 
-    async def _withhold(self, incarnation: int) -> Withheld | None:
+    async def _withhold(self, incarnation: int) -> LoadDeferred | None:
         """Why no load may be sent, None if the engine is known to be awake.
 
         A server without the route `/is_sleeping` (a 404 outside the developer mode) has no route that could put it to
@@ -282,16 +270,16 @@ class Vllm:
         sleeping = await self._transport.get("/is_sleeping", self._probe_timeout)
         says_asleep = decode_is_sleeping(sleeping.body) if isinstance(sleeping, Reply) and sleeping.ok else None
         if says_asleep or vitals.awake is False:
-            return Withheld(Wakefulness.ASLEEP, "the engine sleeps: a load would destroy it")
-        if isinstance(sleeping, Broken):
-            return Withheld(Wakefulness.UNCLEAR, "the server does not say whether its engine is awake")
+            return LoadDeferred(SleepState.ASLEEP, "the engine sleeps: a load would destroy it")
+        if isinstance(sleeping, RequestError):
+            return LoadDeferred(SleepState.UNCLEAR, "the server does not say whether its engine is awake")
         route_absent = is_route_absent(sleeping.status, sleeping.body)
         if route_absent:
             self._cannot_sleep_in = incarnation
             return None
         if vitals.awake or says_asleep is False:
             return None
-        return Withheld(Wakefulness.UNCLEAR, "the server does not tell whether its engine is awake")
+        return LoadDeferred(SleepState.UNCLEAR, "the server does not tell whether its engine is awake")
 
 
 def _same(listing: Listing, trusted: Observed) -> bool:
@@ -300,7 +288,7 @@ def _same(listing: Listing, trusted: Observed) -> bool:
     )
 
 
-def _answer(reply: Reply | Broken) -> Answer:
-    if isinstance(reply, Broken):
-        return NoAnswer(sentence(f"{reply.reason.value}: {reply.detail}"))
+def _answer(reply: Reply | RequestError) -> Answer:
+    if isinstance(reply, RequestError):
+        return ProbeFailure(sentence(f"{reply.reason.value}: {reply.detail}"))
     return decode_completion(reply.status, reply.body)

@@ -11,12 +11,12 @@ from typing import assert_never
 
 from msgspec.structs import replace
 
-from lora_sidecar.engines.sentinel import Sentinel
-from lora_sidecar.model import Observation, Observed, Reason, Unknown
+from lora_sidecar.core.observation import Observation, Observed, Reason, Unknown
+from lora_sidecar.engines.connection import LivenessConnection
 
 
 async def vouched(
-    sentinel: Sentinel,
+    sentinel: LivenessConnection,
     look: Callable[[Observed | None], Awaitable[Observation]],
     trusted: Observed | None,
     deadline: float,

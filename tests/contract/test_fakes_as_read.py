@@ -18,8 +18,8 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from lora_sidecar.demo.fake_sglang import FakeSglang, SglangConfig
-from lora_sidecar.demo.fake_vllm import FakeConfig, FakeVllm
+from tests.fakes.sglang import FakeSglang, SglangConfig
+from tests.fakes.vllm import FakeConfig, FakeVllm
 from tests.support.adapters import write_adapter
 from tests.support.http_client import Api
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from lora_sidecar.checkpoint import Loaded, NoteKind, Store, read_file
-from lora_sidecar.codec import Format, decode
-from lora_sidecar.encoding import encode
-from lora_sidecar.errors import CheckpointError
+from lora_sidecar.checkpoint.decode import Format, decode
+from lora_sidecar.checkpoint.encode import encode
+from lora_sidecar.checkpoint.store import Loaded, RejectedKind, Store, read_file
+from lora_sidecar.core.errors import CheckpointError
 from tests.support.checkpoints import a_checkpoint, sealed_tree
 from tests.support.disks import FailingDisk, Steps
 
@@ -61,7 +61,7 @@ def test_file_cut_short_at_any_length(tmp_path: Path, format_: Format) -> None:
         found = loaded(tmp_path, format_)
 
         assert (found.checkpoint, found.source) == (a_checkpoint(1), "previous")
-        assert [note.kind for note in found.notes] == [NoteKind.CORRUPT]
+        assert [note.kind for note in found.notes] == [RejectedKind.CORRUPT]
 
 
 def test_damaged_file_is_moved_aside_named_and_worked_around(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_newer_version_is_moved_aside_and_never_overwritten(tmp_path: Path) -> N
     for attempt, name in enumerate(["vllm.newer-9", "vllm.newer-9-2", "vllm.newer-9-3"]):
         (tmp_path / "vllm.json").write_bytes(newer(9))
         found = loaded(tmp_path)
-        assert found.notes[0].kind == NoteKind.NEWER
+        assert found.notes[0].kind == RejectedKind.NEWER
         assert found.notes[0].moved_to == str(tmp_path / name)
         assert "version 9" in found.notes[0].reason
         saved(tmp_path, attempt + 1)
@@ -206,7 +206,7 @@ def test_checkpoint_of_another_server_is_not_used(tmp_path: Path) -> None:
     found = loaded(tmp_path)
 
     assert found.checkpoint is None
-    assert found.notes[0].kind == NoteKind.FOREIGN
+    assert found.notes[0].kind == RejectedKind.FOREIGN
     assert "'other'" in found.notes[0].reason
     assert names(tmp_path) == {"vllm.corrupt-1"}
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_sidecar.checkpoint import Store
-from lora_sidecar.codec import Format
+from lora_sidecar.checkpoint.decode import Format
+from lora_sidecar.checkpoint.store import Store
 from tests.support.checkpoints import a_checkpoint
 from tests.support.disks import DyingDisk, Steps, UnlinkedDisk, ended, fork, temporaries
 

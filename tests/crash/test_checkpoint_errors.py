@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from lora_sidecar.checkpoint import Loaded, Store, read_file
-from lora_sidecar.codec import Checkpoint, Format
-from lora_sidecar.disk import Disk
-from lora_sidecar.errors import CheckpointError
-from lora_sidecar.model import Desired, Incarnation
+from lora_sidecar.checkpoint.decode import Checkpoint, Format
+from lora_sidecar.checkpoint.disk import Disk
+from lora_sidecar.checkpoint.store import Loaded, Store, read_file
+from lora_sidecar.core.errors import CheckpointError
+from lora_sidecar.core.model import Desired, Incarnation
 from tests.support.checkpoints import a_checkpoint
 from tests.support.disks import FailingDisk, ShortDisk, Steps, UnlinkedDisk, ended, fork, temporaries
 
@@ -361,6 +361,6 @@ def test_volume_that_cannot_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         del file, operation
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr("lora_sidecar.checkpoint.fcntl.flock", refuse)
+    monkeypatch.setattr("lora_sidecar.checkpoint.store.fcntl.flock", refuse)
     with pytest.raises(CheckpointError, match="cannot lock files"):
         Store(str(tmp_path), "vllm", "json").open()

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from lora_sidecar.checkpoint import Loaded, Store
-from lora_sidecar.codec import MAX_BYTES
-from lora_sidecar.errors import CheckpointError, LockHeldError
+from lora_sidecar.checkpoint.decode import MAX_BYTES
+from lora_sidecar.checkpoint.store import Loaded, Store
+from lora_sidecar.core.errors import CheckpointError, LockHeldError
 from tests.support.checkpoints import a_checkpoint
 from tests.support.disks import Steps, ended, fork
 
@@ -250,7 +250,7 @@ def test_link_in_place_of_the_temporary_file_is_not_followed(tmp_path: Path, mon
     target = tmp_path / "target"
     target.write_bytes(b"precious")
     store = ready(tmp_path)
-    monkeypatch.setattr("lora_sidecar.checkpoint.secrets.token_hex", lambda _: "0123456789abcdef")
+    monkeypatch.setattr("lora_sidecar.checkpoint.store.secrets.token_hex", lambda _: "0123456789abcdef")
     (tmp_path / ".vllm.0123456789abcdef.tmp").symlink_to(target)
     with pytest.raises(CheckpointError, match="EEXIST"):
         store.save(a_checkpoint(1))

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lora_sidecar.checkpoint import Store
-from lora_sidecar.codec import Format
-from lora_sidecar.disk import Disk
+from lora_sidecar.checkpoint.decode import Format
+from lora_sidecar.checkpoint.disk import Disk
+from lora_sidecar.checkpoint.store import Store
 from tests.support.checkpoints import a_checkpoint, sealed_tree
 from tests.support.disks import Image, Platter
 

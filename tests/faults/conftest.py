@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from lora_sidecar.checkpoint import Store
-from lora_sidecar.config import Config, parse
+from lora_sidecar.checkpoint.manager import CheckpointManager
+from lora_sidecar.checkpoint.store import Store
+from lora_sidecar.config.settings import Config, parse
+from lora_sidecar.controller import Clock, ServerController
+from lora_sidecar.core.events import Event
 from lora_sidecar.engines.vllm import Vllm
-from lora_sidecar.events import Fact
-from lora_sidecar.keeper import Keeper
-from lora_sidecar.status import Board
-from lora_sidecar.watch import Clockwork, Watch
+from lora_sidecar.status.board import Board
 from tests.faults.rude import RudeServer
 
 CONFIG = """
@@ -49,15 +49,15 @@ async def engine(config: Config) -> AsyncIterator[Vllm]:
 
 
 @pytest_asyncio.fixture
-async def watch(config: Config, engine: Vllm, tmp_path: Path) -> AsyncIterator[Watch]:
+async def watch(config: Config, engine: Vllm, tmp_path: Path) -> AsyncIterator[ServerController]:
     """A watch whose heartbeats the test makes itself; it never gets to load anything by itself."""
     now = asyncio.get_running_loop().time
-    keeper = Keeper(Store(str(tmp_path), "vllm", "json"), config.checkpoint.timeout, now)
+    keeper = CheckpointManager(Store(str(tmp_path), "vllm", "json"), config.checkpoint.timeout, now)
 
-    def report(*facts: Fact) -> None:
+    def report(*facts: Event) -> None:
         del facts
 
-    watch = Watch("vllm", config, engine, keeper, Board(("vllm",)), report, Clockwork(now, lambda: 0.5))
+    watch = ServerController("vllm", config, engine, keeper, Board(("vllm",)), report, Clock(now, lambda: 0.5))
     await watch.open()
     yield watch
     await keeper.close(1.0)

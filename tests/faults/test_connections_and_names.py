@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from lora_sidecar.config import parse
+from lora_sidecar.config.settings import parse
+from lora_sidecar.controller import ServerController
+from lora_sidecar.core.model import Adapter, Origin
+from lora_sidecar.core.observation import Observed, Reason, Unknown
+from lora_sidecar.core.outcomes import Accepted
 from lora_sidecar.engines.vllm import Vllm
-from lora_sidecar.model import Accepted, Adapter, Observed, Origin, Reason, Unknown
-from lora_sidecar.watch import Watch
 from tests.faults.rude import RudeServer, Writer, http, listing
 
 SQL = Adapter("sql", "/adapters/sql", Origin.DECLARED)
@@ -33,7 +35,7 @@ async def test_no_connection_is_used_twice(rude: RudeServer, engine: Vllm) -> No
     assert rude.kept == 0
 
 
-async def test_an_answer_after_the_deadline_is_left_unread(rude: RudeServer, watch: Watch) -> None:
+async def test_an_answer_after_the_deadline_is_left_unread(rude: RudeServer, watch: ServerController) -> None:
     """What comes after the deadline is nobody's: the next heartbeat goes by an answer of its own."""
     before = (await watch.beat()).desired
 
@@ -90,7 +92,7 @@ async def test_localhost_that_is_looked_for_on_ipv6_first(rude: RudeServer) -> N
         await engine.close()
 
 
-async def test_a_peer_that_accepts_and_vanishes(watch: Watch, rude: RudeServer, tmp_path: Path) -> None:
+async def test_a_peer_that_accepts_and_vanishes(watch: ServerController, rude: RudeServer, tmp_path: Path) -> None:
     """A half-open connection ends at the deadline, and the next heartbeat has one of its own."""
     del tmp_path
     before = (await watch.beat()).desired

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from lora_sidecar.core.model import Adapter, Origin
+from lora_sidecar.core.outcomes import Accepted, Failure, FailureKind
 from lora_sidecar.engines.vllm import Vllm
-from lora_sidecar.model import Accepted, Adapter, Failure, FailureKind, Origin
 from tests.faults.rude import Behaviour, RudeServer, floods, hangs, http, resets, says
 
 LOAD = "/v1/load_lora_adapter"

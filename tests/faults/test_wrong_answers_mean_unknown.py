@@ -7,9 +7,9 @@ import resource
 
 import pytest
 
-from lora_sidecar.model import Reason, Unknown
-from lora_sidecar.watch import Watch
-from lora_sidecar.work import Verdict
+from lora_sidecar.controller import ServerController
+from lora_sidecar.core.observation import Reason, Unknown
+from lora_sidecar.reconcile.state import Verdict
 from tests.faults.rude import Behaviour, RudeServer, drips, floods, hangs, http, listing, resets, says
 
 MODELS = "/v1/models"
@@ -78,7 +78,7 @@ CASES: dict[str, tuple[str, Behaviour, Reason]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-async def test_it_is_unknown_and_nothing_is_done(name: str, rude: RudeServer, watch: Watch) -> None:
+async def test_it_is_unknown_and_nothing_is_done(name: str, rude: RudeServer, watch: ServerController) -> None:
     """A wrong answer is unknown for its reason: no load, nothing forgotten, nothing written, however often."""
     before = (await watch.beat()).desired
     assert set(before.adapters) == {"sql", "chat"}
@@ -95,7 +95,7 @@ async def test_it_is_unknown_and_nothing_is_done(name: str, rude: RudeServer, wa
     assert {method for method, _ in rude.requests} == {"GET"}
 
 
-async def test_nobody_listens(watch: Watch, rude: RudeServer) -> None:
+async def test_nobody_listens(watch: ServerController, rude: RudeServer) -> None:
     """A refused connection is the server being away."""
     before = (await watch.beat()).desired
     await rude.__aexit__(None, None, None)
@@ -104,7 +104,7 @@ async def test_nobody_listens(watch: Watch, rude: RudeServer) -> None:
     assert plan.desired is before
 
 
-async def test_a_broken_connection_is_tried_again_within_one_probe(rude: RudeServer, watch: Watch) -> None:
+async def test_a_broken_connection_is_tried_again_within_one_probe(rude: RudeServer, watch: ServerController) -> None:
     """One connection that breaks during a GET changes nothing, since the GET is sent again."""
     await watch.beat()
     broke: list[bool] = []
@@ -120,7 +120,7 @@ async def test_a_broken_connection_is_tried_again_within_one_probe(rude: RudeSer
     assert (await watch.beat()).verdict is Verdict.STEADY
 
 
-async def test_memory_stays_flat_under_an_endless_body(rude: RudeServer, watch: Watch) -> None:
+async def test_memory_stays_flat_under_an_endless_body(rude: RudeServer, watch: ServerController) -> None:
     """A body without an end is read to the cap and no further."""
     await watch.beat()
     rude.misbehave(MODELS, floods(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", b"x" * 65536))
@@ -131,7 +131,7 @@ async def test_memory_stays_flat_under_an_endless_body(rude: RudeServer, watch: 
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 48 * 1024
 
 
-async def test_the_right_server_with_another_base_model(rude: RudeServer, watch: Watch) -> None:
+async def test_the_right_server_with_another_base_model(rude: RudeServer, watch: ServerController) -> None:
     """Adapters learned on one base model are not loaded into another."""
     await watch.beat()
     other = [{"id": "base", "root": "/models/other", "parent": None}]
@@ -143,7 +143,7 @@ async def test_the_right_server_with_another_base_model(rude: RudeServer, watch:
     assert [c.type.value for c in plan.work.conditions] == ["BaseModelChanged"]
 
 
-async def test_unknown_is_a_value(rude: RudeServer, watch: Watch) -> None:
+async def test_unknown_is_a_value(rude: RudeServer, watch: ServerController) -> None:
     """An unknown observation has no adapters to be mistaken for none."""
     del rude, watch
     assert not hasattr(Unknown(0.0, Reason.TIMEOUT, ""), "adapters")

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from lora_sidecar.checkpoint import read_file
-from lora_sidecar.codec import Checkpoint, decode
+from lora_sidecar.checkpoint.decode import Checkpoint, decode
+from lora_sidecar.checkpoint.store import read_file
 from tests.process.conftest import NewSidecar
 from tests.support.http_client import Api
 from tests.support.servers import RunningServer
@@ -20,8 +20,8 @@ UNPRIVILEGED = ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if o
 
 HUNG_AT_START = """
 import threading
-from lora_sidecar import keeper
-from lora_sidecar.checkpoint import Store
+from lora_sidecar.checkpoint import manager as keeper
+from lora_sidecar.checkpoint.store import Store
 keeper.LOCK_WAIT = 0.2
 Store.open = lambda self, wait=0.0: threading.Event().wait()
 """

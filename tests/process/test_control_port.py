@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lora_sidecar.console import NO_PERMISSION, REFUSED, UNAVAILABLE
+from lora_sidecar.cli.client import NO_PERMISSION, REFUSED, UNAVAILABLE
 from tests.process.conftest import NewSidecar, StartVllm
 from tests.support.http_client import Api
 from tests.support.servers import RunningServer

@@ -180,7 +180,7 @@ async def test_nothing_leaks(new_sidecar: NewSidecar, vllm: RunningServer, decla
         prelude="""
 import asyncio
 from lora_sidecar import reload
-from lora_sidecar.ops.metrics import Metrics
+from lora_sidecar.api.metrics import Metrics
 reload.POLL_SECONDS = 0.01
 text = Metrics.text
 Metrics.text = lambda self: b"tasks %d\\n" % len(asyncio.all_tasks()) + text(self)

@@ -15,16 +15,16 @@ from tests.support.sidecar import Sidecar
 
 BUGS = {
     "the heartbeat": """
-from lora_sidecar import watch
+from lora_sidecar import controller as watch
 def reconcile(*arguments, **more):
     raise RuntimeError("a planted bug")
 watch.reconcile = reconcile
 """,
     "the loads": """
-from lora_sidecar.restorer import Restorer
+from lora_sidecar.actions.loader import Loader
 def step(self):
     raise RuntimeError("a planted bug")
-Restorer._step = step
+Loader._step = step
 """,
     "the reading of the config": """
 from lora_sidecar.reload import Reloader
@@ -33,13 +33,13 @@ async def look(self):
 Reloader.look = look
 """,
     "the start": """
-from lora_sidecar.watch import Watch
+from lora_sidecar.controller import ServerController
 async def open(self):
     raise RuntimeError("a planted bug")
-Watch.open = open
+ServerController.open = open
 """,
     "a thread": """
-from lora_sidecar.checkpoint import Store
+from lora_sidecar.checkpoint.store import Store
 def save(self, checkpoint):
     raise RuntimeError("a planted bug")
 Store.save = save
@@ -166,7 +166,7 @@ async def test_bug_while_everything_hangs(new_sidecar: NewSidecar, start_vllm: S
     await sidecar.start(
         prelude="""
 import asyncio, signal, socket, threading
-from lora_sidecar.disk import Disk
+from lora_sidecar.checkpoint.disk import Disk
 from lora_sidecar.reload import Reloader
 fsync = Disk.fsync
 def stuck(self, file):
@@ -200,7 +200,7 @@ async def test_lock_held(new_sidecar: NewSidecar, sidecar: Sidecar, vllm: Runnin
     await sidecar.event("restore.completed")
     before = sidecar.mark()
     second = new_sidecar(vllm.url, checkpoint={"directory": str(sidecar.folder / "checkpoints")})
-    await second.start(prelude="from lora_sidecar import keeper\nkeeper.LOCK_WAIT = 1.0\n")
+    await second.start(prelude="from lora_sidecar.checkpoint import manager as keeper\nkeeper.LOCK_WAIT = 1.0\n")
 
     assert await second.ended() == 75
     (failed,) = second.named("daemon.failed")

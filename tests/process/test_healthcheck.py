@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lora_sidecar import healthcheck
+from lora_sidecar.cli import healthcheck
 from tests.process.conftest import NewSidecar
 from tests.support.servers import RunningServer, free_port
 
@@ -47,9 +47,9 @@ async def test_not_alive(new_sidecar: NewSidecar, vllm: RunningServer) -> None:
     """A sidecar whose heartbeats have come to a stop is not alive, and the answer has its reason."""
     sidecar = new_sidecar(vllm.url, ops={"bind": f"127.0.0.1:{free_port()}"})
     await sidecar.start(
-        prelude="from lora_sidecar.watch import Watch\nimport asyncio\n"
+        prelude="from lora_sidecar.controller import ServerController\nimport asyncio\n"
         "async def beat(self): await asyncio.Event().wait()\nWatch.beat = beat\n"
-        "from lora_sidecar.ops.http import OpsServer\n"
+        "from lora_sidecar.api.ops import OpsServer\n"
         "from lora_sidecar import daemon\ndaemon._Daemon._liveness = lambda self: 0.0\n"
     )
     await sidecar.event("config.loaded")

@@ -3,13 +3,13 @@ from __future__ import annotations
 import signal
 from typing import Any
 
-from lora_sidecar.keeper import LOCK_WAIT
+from lora_sidecar.checkpoint.manager import LOCK_WAIT
 from tests.process.conftest import NewSidecar
 from tests.support.http_client import Api
 from tests.support.servers import RunningServer
 from tests.support.sidecar import Sidecar
 
-SHORT_LOCK_WAIT = "from lora_sidecar import keeper\nkeeper.LOCK_WAIT = 1.0\n"
+SHORT_LOCK_WAIT = "from lora_sidecar.checkpoint import manager as keeper\nkeeper.LOCK_WAIT = 1.0\n"
 
 
 def second_for(new_sidecar: NewSidecar, first: Sidecar, vllm: RunningServer, declared: list[dict[str, Any]]) -> Sidecar:

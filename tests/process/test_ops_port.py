@@ -172,8 +172,8 @@ async def test_heartbeat_that_hangs(
     await sidecar.start(
         prelude="""
 import asyncio, signal
-from lora_sidecar.keeper import Keeper
-keep = Keeper.keep
+from lora_sidecar.checkpoint.manager import CheckpointManager
+keep = CheckpointManager.keep
 hung = False
 async def hanging(self, desired, **more):
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, toggle)
@@ -183,7 +183,7 @@ async def hanging(self, desired, **more):
 def toggle():
     global hung
     hung = not hung
-Keeper.keep = hanging
+CheckpointManager.keep = hanging
 """
     )
     await sidecar.event("restore.completed")
@@ -202,10 +202,10 @@ async def test_first_heartbeat_that_hangs(new_sidecar: NewSidecar, vllm: Running
     await sidecar.start(
         prelude="""
 import asyncio
-from lora_sidecar.keeper import Keeper
+from lora_sidecar.checkpoint.manager import CheckpointManager
 async def hanging(self, desired, **more):
     await asyncio.Event().wait()
-Keeper.keep = hanging
+CheckpointManager.keep = hanging
 """
     )
     assert (await sidecar.get("/livez")).status == 200

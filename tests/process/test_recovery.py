@@ -8,10 +8,10 @@ from typing import Any
 
 import aiohttp
 
-from lora_sidecar.checkpoint import read_file
-from lora_sidecar.codec import Checkpoint, decode
-from lora_sidecar.demo.fake_vllm import FakeConfig, FakeVllm
-from lora_sidecar.model import Origin
+from lora_sidecar.checkpoint.decode import Checkpoint, decode
+from lora_sidecar.checkpoint.store import read_file
+from lora_sidecar.core.model import Origin
+from tests.fakes.vllm import FakeConfig, FakeVllm
 from tests.process.conftest import NewSidecar, StartVllm
 from tests.support.adapters import write_adapter
 from tests.support.http_client import Api

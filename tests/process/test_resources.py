@@ -12,6 +12,7 @@ import yaml
 
 from tests.process.conftest import NewSidecar, StartVllm
 from tests.support.http_client import Api
+from tests.support.paths import ROOT
 from tests.support.sidecar import Sidecar
 
 ADAPTERS = 200
@@ -19,7 +20,7 @@ BEATS = 30
 INTERVAL_SECONDS = 5.0
 """The default heartbeat, for which the request of CPU is meant."""
 
-_TEMPLATE = Path(__file__).parents[2] / "config/kubernetes/parts/pod-template.yaml"
+_TEMPLATE = ROOT / "config/kubernetes/parts/pod-template.yaml"
 
 
 @pytest.fixture
@@ -83,11 +84,11 @@ async def test_what_the_manifests_ask_for(
 NOT_LOADED = frozenset(
     {
         "http.server",
-        "lora_sidecar.checkpoint_command",
-        "lora_sidecar.checkup",
-        "lora_sidecar.console",
+        "lora_sidecar.cli.checkpoint",
+        "lora_sidecar.cli.check",
+        "lora_sidecar.cli.client",
         "lora_sidecar.demo",
-        "lora_sidecar.healthcheck",
+        "lora_sidecar.cli.healthcheck",
         "prometheus_client",
         "tenacity",
         "xml",

@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from lora_sidecar.console import table
+from lora_sidecar.cli.client import table
 from tests.process.conftest import NewSidecar
 from tests.support.adapters import write_adapter
 from tests.support.http_client import Api

@@ -12,8 +12,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from lora_sidecar.demo.fake_sglang import FakeSglang, SglangConfig
-from lora_sidecar.demo.fake_vllm import FakeConfig, FakeVllm
+from tests.fakes.sglang import FakeSglang, SglangConfig
+from tests.fakes.vllm import FakeConfig, FakeVllm
 from tests.process.conftest import NewSidecar, StartVllm
 from tests.support.http_client import Api
 from tests.support.sidecar import Sidecar, eventually

@@ -11,8 +11,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from lora_sidecar.checkpoint import read_file
-from lora_sidecar.codec import Checkpoint, decode
+from lora_sidecar.checkpoint.decode import Checkpoint, decode
+from lora_sidecar.checkpoint.store import read_file
 from tests.process.conftest import NewSidecar, StartVllm
 from tests.support.http_client import Api
 from tests.support.servers import RunningServer, free_port
@@ -21,12 +21,13 @@ from tests.support.sidecar import Sidecar, eventually, settings
 SOON = {"timeout": "300ms"}
 STUCK_SAVE = """
 import threading
-from lora_sidecar.disk import Disk
+from lora_sidecar.checkpoint.disk import Disk
 Disk.fsync = lambda self, file: threading.Event().wait()
 """
 STUCK_CONFIG = """
 import threading
-from lora_sidecar import cli, reload
+from lora_sidecar.cli import main as cli
+from lora_sidecar import reload
 def read(path):
     tell(reading=True)
     threading.Event().wait()
@@ -41,7 +42,7 @@ socket.getaddrinfo = getaddrinfo
 """
 SLOW_SAVE = """
 import os, threading
-from lora_sidecar.disk import Disk
+from lora_sidecar.checkpoint.disk import Disk
 def fsync(self, file):
     tell(saving=True)
     threading.Event().wait(1.0)
@@ -49,7 +50,7 @@ def fsync(self, file):
 Disk.fsync = fsync
 """
 LONG_LOCK_WAIT = """
-from lora_sidecar import keeper
+from lora_sidecar.checkpoint import manager as keeper
 keeper.LOCK_WAIT = 60.0
 """
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_sidecar.engines.refusal_wire import MESSAGE_LIMIT, classify_load, classify_unload, error_text
-from lora_sidecar.engines.vllm_wire import BadListing, Listing, decode_is_sleeping, decode_listing, decode_metrics
-from lora_sidecar.model import Failure
+from lora_sidecar.core.outcomes import Failure
+from lora_sidecar.engines.vllm_answers import BadListing, Listing, decode_is_sleeping, decode_listing, decode_metrics
+from lora_sidecar.engines.vllm_refusals import MESSAGE_LIMIT, classify_load, classify_unload, error_text
 
 
 def _listing(cards: list[dict[str, Any]]) -> bytes:

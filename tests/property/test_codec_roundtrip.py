@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from lora_sidecar.codec import Checkpoint, Corrupt, Format, TooNew, decode
-from lora_sidecar.encoding import encode
-from lora_sidecar.model import Adapter, Desired, Incarnation, Origin, Paused, Suspect, Withdrawn
+from lora_sidecar.checkpoint.decode import Checkpoint, Corrupt, Format, TooNew, decode
+from lora_sidecar.checkpoint.encode import encode
+from lora_sidecar.core.model import Adapter, Desired, Incarnation, Origin, Paused, Suspect, Withdrawn
 from tests.support.checkpoints import sealed, sealed_tree
 
 # Whatever a JSON text can say: the two halves of one character side by side are that character, there as here.

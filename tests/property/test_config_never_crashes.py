@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,11 +11,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from lora_sidecar.config import MAX_PROBLEMS, Config, json_schema, parse, restart_needed
-from lora_sidecar.config_values import duration, format_duration
-from lora_sidecar.errors import ConfigError
+from lora_sidecar.config.settings import MAX_PROBLEMS, Config, json_schema, parse, restart_needed
+from lora_sidecar.config.values import duration, format_duration
+from lora_sidecar.core.errors import ConfigError
+from tests.support.paths import ROOT
 
-VALID = tuple((Path(__file__).parents[2] / "config" / f"{name}.yaml").read_text() for name in ("minimal", "sidecar"))
+VALID = tuple((ROOT / "config" / f"{name}.yaml").read_text() for name in ("minimal", "sidecar"))
 BARE = tuple(re.sub(r" *#.*\n", "\n", text) for text in VALID)
 SCHEMA = Draft202012Validator(json_schema())
 PIECES = (

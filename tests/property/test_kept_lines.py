@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_sidecar import lines
-from lora_sidecar.codec import Checkpoint, Format
-from lora_sidecar.encoding import Encoder, encode
-from lora_sidecar.model import Adapter, Desired, Incarnation, Origin
+from lora_sidecar.checkpoint import lines
+from lora_sidecar.checkpoint.decode import Checkpoint, Format
+from lora_sidecar.checkpoint.encode import Encoder, encode
+from lora_sidecar.core.model import Adapter, Desired, Incarnation, Origin
 
 NAMES = [f"a{number}" for number in range(40)]
 FORMATS: tuple[Format, ...] = ("json", "yaml")

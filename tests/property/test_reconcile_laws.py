@@ -11,26 +11,14 @@ from hypothesis import strategies as st
 from msgspec import Struct
 from msgspec.structs import replace
 
-from lora_sidecar.attempts import Clock
-from lora_sidecar.desired import same_path
-from lora_sidecar.model import (
-    Accepted,
-    BaseModel,
-    Desired,
-    Failure,
-    FailureKind,
-    Observation,
-    Observed,
-    Origin,
-    Outcome,
-    Reason,
-    Unknown,
-    Wakefulness,
-    Withheld,
-)
-from lora_sidecar.policy import Policy
-from lora_sidecar.reconcile import reconcile
-from lora_sidecar.work import Attempt, Plan, Work
+from lora_sidecar.core.model import Desired, Origin
+from lora_sidecar.core.observation import BaseModel, Observation, Observed, Reason, Unknown
+from lora_sidecar.core.outcomes import Accepted, Failure, FailureKind, LoadDeferred, Outcome, SleepState
+from lora_sidecar.reconcile.desired import same_path
+from lora_sidecar.reconcile.loads import Now
+from lora_sidecar.reconcile.policy import Policy
+from lora_sidecar.reconcile.reconcile import reconcile
+from lora_sidecar.reconcile.state import Attempt, Plan, State
 from tests.support.core import BASE, World, adapter, card, declared, observed, rules, unknown
 
 LAWS = settings(derandomize=True, max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -53,7 +41,7 @@ class Ended(Struct, frozen=True):
     """A load that ended, `late` seconds after the last heartbeat, in the present life or a former one."""
 
     name: str
-    result: Accepted | Failure | Withheld
+    result: Accepted | Failure | LoadDeferred
     late: float
     former: bool
 
@@ -82,7 +70,7 @@ looks = st.builds(
 results = st.one_of(
     st.just(Accepted()),
     st.builds(Failure, kind=st.sampled_from(FailureKind), message=st.just("why"), status=st.just(500)),
-    st.builds(Withheld, wakefulness=st.sampled_from([Wakefulness.ASLEEP, Wakefulness.UNCLEAR]), detail=st.just("z")),
+    st.builds(LoadDeferred, wakefulness=st.sampled_from([SleepState.ASLEEP, SleepState.UNCLEAR]), detail=st.just("z")),
 )
 ends = st.builds(
     Ended,
@@ -107,7 +95,7 @@ histories = st.lists(steps, min_size=15, max_size=40)
 policies = st.builds(lambda forget: rules(forget=forget), st.booleans())
 waits = st.floats(0.0, 100.0)
 
-Check = Callable[[Desired, Observation, Work, Plan], None]
+Check = Callable[[Desired, Observation, State, Plan], None]
 
 
 def seen_in(look: Look, at: float) -> Observed:
@@ -143,9 +131,9 @@ def test_a_heartbeat_like_the_last_is_worth_a_full_look(history: list[Step | Non
     """Where nothing changed, the quick answer is the one that a full look would have come to; None is such a look."""
     world = World(policy=policy, jitter=0.5)
 
-    def check(before: Desired, seen: Observation, work: Work, plan: Plan, outcomes: tuple[Outcome, ...]) -> None:
+    def check(before: Desired, seen: Observation, work: State, plan: Plan, outcomes: tuple[Outcome, ...]) -> None:
         looked = replace(work, steady=None)
-        clock = Clock(world.now, world.jitter)
+        clock = Now(world.now, world.jitter)
         whole = reconcile(before, seen, looked, policy, outcomes=outcomes, clock=clock)
         assert replace(plan, work=replace(plan.work, steady=None)) == replace(
             whole, work=replace(whole.work, steady=None)
@@ -177,7 +165,7 @@ def test_a_heartbeat_like_the_last_is_worth_a_full_look(history: list[Step | Non
 def test_unknown_is_never_empty(history: list[Step], policy: Policy) -> None:
     """On an unknown nothing is loaded and nothing forgotten: desired is the very same object."""
 
-    def check(before: Desired, seen: Observation, _: Work, plan: Plan) -> None:
+    def check(before: Desired, seen: Observation, _: State, plan: Plan) -> None:
         if isinstance(seen, Unknown):
             assert plan.desired is before
             assert (plan.restores, plan.wake_at) == ((), None)
@@ -190,7 +178,7 @@ def test_unknown_is_never_empty(history: list[Step], policy: Policy) -> None:
 def test_restores_are_wanted_missing_and_allowed(history: list[Step], policy: Policy) -> None:
     """Nothing is loaded that is listed, undesired, of another base model, undecided, waiting or held."""
 
-    def check(_: Desired, seen: Observation, __: Work, plan: Plan) -> None:
+    def check(_: Desired, seen: Observation, __: State, plan: Plan) -> None:
         if not isinstance(seen, Observed):
             return
         listed = {one.name for one in seen.adapters}
@@ -212,7 +200,7 @@ def test_restores_are_wanted_missing_and_allowed(history: list[Step], policy: Po
 def test_wake_up_is_in_the_future_and_finite(history: list[Step], policy: Policy, jitter: float) -> None:
     """A heartbeat is never asked for in the past, nor for no time at all."""
 
-    def check(_: Desired, seen: Observation, __: Work, plan: Plan) -> None:
+    def check(_: Desired, seen: Observation, __: State, plan: Plan) -> None:
         if plan.wake_at is not None:
             assert math.isfinite(plan.wake_at)
             assert plan.wake_at > seen.at
@@ -224,9 +212,9 @@ def test_wake_up_is_in_the_future_and_finite(history: list[Step], policy: Policy
 @given(history=histories, policy=policies, order=st.permutations(NAMES))
 def test_same_arguments_same_plan_in_any_order(history: list[Step], policy: Policy, order: list[str]) -> None:
     """The plan depends on its arguments alone, on the order of a listing not at all, and changes none of them."""
-    kept: list[tuple[Desired, Observation, Work]] = []
+    kept: list[tuple[Desired, Observation, State]] = []
 
-    def remember(before: Desired, seen: Observation, work: Work, _: Plan) -> None:
+    def remember(before: Desired, seen: Observation, work: State, _: Plan) -> None:
         kept.append((before, seen, work))
 
     live(history, policy, remember)
@@ -241,8 +229,8 @@ def test_same_arguments_same_plan_in_any_order(history: list[Step], policy: Poli
             assert _without_order(other) == _without_order(plan)
 
 
-def _plan(before: Desired, seen: Observation, work: Work, policy: Policy) -> Plan:
-    return reconcile(before, seen, work, policy, outcomes=(), clock=Clock(seen.at, 0.5))
+def _plan(before: Desired, seen: Observation, work: State, policy: Policy) -> Plan:
+    return reconcile(before, seen, work, policy, outcomes=(), clock=Now(seen.at, 0.5))
 
 
 def _without_order(plan: Plan) -> tuple[object, ...]:
@@ -282,7 +270,7 @@ def test_forgotten_only_when_missed_twice_in_one_life(history: list[Step]) -> No
     sightings: list[Sighting] = []
     doubt = False
 
-    def check(before: Desired, seen: Observation, work: Work, plan: Plan) -> None:
+    def check(before: Desired, seen: Observation, work: State, plan: Plan) -> None:
         nonlocal doubt
         doubt = doubt or work.last is None
         if isinstance(seen, Unknown):
@@ -308,7 +296,7 @@ def test_forgotten_only_when_missed_twice_in_one_life(history: list[Step]) -> No
 def test_declared_adapters_go_by_the_config_alone(history: list[Step]) -> None:
     """No listing takes a declared adapter away or changes its path."""
 
-    def check(before: Desired, _: Observation, __: Work, plan: Plan) -> None:
+    def check(before: Desired, _: Observation, __: State, plan: Plan) -> None:
         ours = {n: one for n, one in before.adapters.items() if one.origin is Origin.DECLARED}
         assert {n: plan.desired.adapters.get(n) for n in ours} == ours
 
@@ -320,7 +308,7 @@ def test_declared_adapters_go_by_the_config_alone(history: list[Step]) -> None:
 def test_every_listed_adapter_is_ours_released_or_refused(history: list[Step]) -> None:
     """Nothing that is listed goes unaccounted for, and what is learned is what is listed."""
 
-    def check(_: Desired, seen: Observation, __: Work, plan: Plan) -> None:
+    def check(_: Desired, seen: Observation, __: State, plan: Plan) -> None:
         if not isinstance(seen, Observed):
             return
         for one in seen.adapters:
@@ -336,13 +324,13 @@ def test_every_listed_adapter_is_ours_released_or_refused(history: list[Step]) -
 @LAWS
 @given(history=histories, policy=policies, name=st.sampled_from(NAMES), result=results, at=waits)
 def test_outcome_of_a_former_life_changes_nothing(
-    history: list[Step], policy: Policy, name: str, result: Accepted | Failure | Withheld, at: float
+    history: list[Step], policy: Policy, name: str, result: Accepted | Failure | LoadDeferred, at: float
 ) -> None:
     """With or without it, the plan is the same."""
     world = live(history, policy, lambda *_: None)
     for number in (world.desired.incarnation.number - 1, world.desired.incarnation.number + 1):
         late = Outcome(adapter(name), number, result, world.now + at, 1.0)
         for seen in (observed(world.now + 5.0, "a"), unknown(world.now + 5.0)):
-            clock = Clock(seen.at, 0.5)
+            clock = Now(seen.at, 0.5)
             without = reconcile(world.desired, seen, world.work, policy, outcomes=(), clock=clock)
             assert reconcile(world.desired, seen, world.work, policy, outcomes=(late,), clock=clock) == without

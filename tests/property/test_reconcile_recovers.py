@@ -9,11 +9,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec import Struct
 
-from lora_sidecar.config import BackoffConfig
-from lora_sidecar.model import Accepted, Failure, FailureKind, Origin, Reason, Result
-from lora_sidecar.pacing import WINDOW
-from lora_sidecar.policy import Policy
-from lora_sidecar.work import Plan
+from lora_sidecar.config.settings import BackoffConfig
+from lora_sidecar.core.model import Origin
+from lora_sidecar.core.observation import Reason
+from lora_sidecar.core.outcomes import Accepted, Failure, FailureKind, Result
+from lora_sidecar.reconcile.pacing import WINDOW
+from lora_sidecar.reconcile.policy import Policy
+from lora_sidecar.reconcile.state import Plan
 from tests.support.core import World, declared, failure, rules
 
 LAWS = settings(derandomize=True, max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -3,16 +3,17 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_sidecar.config import AdapterConfig
-from lora_sidecar.desired import declare
-from lora_sidecar.intents import Intent, Load, Pause, Resume, Unload, receive, retract
-from lora_sidecar.model import Desired, Observation, Origin
-from lora_sidecar.work import Phase
+from lora_sidecar.config.settings import AdapterConfig
+from lora_sidecar.control.requests import Load, Pause, Request, Resume, Unload, receive, retract
+from lora_sidecar.core.model import Desired, Origin
+from lora_sidecar.core.observation import Observation
+from lora_sidecar.reconcile.desired import declare
+from lora_sidecar.reconcile.state import Phase
 from tests.support.core import NOTHING, World, card, observed, unknown
 
 NAMES = st.sampled_from(["a", "b", "c"])
 PATHS = st.sampled_from(["/1", "/2", "/2/"])
-INTENTS: st.SearchStrategy[Intent] = st.one_of(
+INTENTS: st.SearchStrategy[Request] = st.one_of(
     st.builds(Load, NAMES, PATHS, st.booleans()),
     st.builds(Unload, NAMES),
     st.builds(Pause, st.sampled_from(["", "why"])),
@@ -61,7 +62,7 @@ def test_nothing_is_desired_and_withdrawn_at_once(steps: list[object]) -> None:
 
 
 @given(steps=STEPS, intent=INTENTS, listing=LISTINGS)
-def test_error_changes_nothing(steps: list[object], intent: Intent, listing: dict[str, str] | None) -> None:
+def test_error_changes_nothing(steps: list[object], intent: Request, listing: dict[str, str] | None) -> None:
     """An answer of 4xx leaves desired as it was, but for an adapter that is loaded already by the path asked for."""
     before = lived(steps)
     received = receive(before, intent, *seen(listing))

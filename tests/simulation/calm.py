@@ -11,14 +11,15 @@ from pathlib import Path
 from random import Random
 from unittest.mock import patch
 
-from lora_sidecar.capacity import TRIED_AGAIN
-from lora_sidecar.desired import same_path
+from lora_sidecar.core.conditions import ConditionType
+from lora_sidecar.core.model import Origin
 from lora_sidecar.engines import vllm
-from lora_sidecar.model import Origin
-from lora_sidecar.pacing import LIVES, WINDOW
-from lora_sidecar.status import ServerStatus, unready
-from lora_sidecar.suspects import DEATHS, sentence_of
-from lora_sidecar.work import ConditionType, Phase, Stage, Verdict, Work
+from lora_sidecar.reconcile.capacity import TRIED_AGAIN
+from lora_sidecar.reconcile.desired import same_path
+from lora_sidecar.reconcile.pacing import LIVES, WINDOW
+from lora_sidecar.reconcile.poison import DEATHS, sentence_of
+from lora_sidecar.reconcile.state import Phase, ReplacementPhase, State, Verdict
+from lora_sidecar.status.board import ServerStatus, unready
 from tests.simulation import virtual_time
 from tests.simulation.fate import NAMES, ODD_NAMES, Fate, traits_of
 from tests.simulation.oracle import ViolationError
@@ -116,7 +117,10 @@ class Calm:
     def _unretired(self, status: ServerStatus) -> str:
         """What the config asks to replace or to prune, and is not; empty if there is nothing."""
         world, listed = self._world, self._world.server.adapters
-        if any(swap.stage in (Stage.UNLOADING, Stage.LOADING, Stage.REVERTING) for swap in status.work.swaps.values()):
+        if any(
+            swap.stage in (ReplacementPhase.UNLOADING, ReplacementPhase.LOADING, ReplacementPhase.REVERTING)
+            for swap in status.work.swaps.values()
+        ):
             return "a replacement is under way"
         told = status.work.path_reasons
         for name, adapter in world.adapters.items():
@@ -128,7 +132,7 @@ class Calm:
         left = sorted(name for name, path in status.desired.released.items() if listed.get(name) == path)
         return f"not pruned: {left}" if left and world.traits.prunes and world.adapters else ""
 
-    def _unseen(self, work: Work) -> str:
+    def _unseen(self, work: State) -> str:
         """What the sidecar cannot know yet, or does not; empty if its newest listing is up to date."""
         server = self._world.server
         if work.server.phase is not Phase.UP:
@@ -181,7 +185,7 @@ async def _live(seed: int, folder: Path, *, tell: bool) -> Report:
     began = world.now
     with (
         patch.object(vllm, "Transport", world.network.transport),
-        patch.object(vllm, "Sentinel", world.network.sentinel),
+        patch.object(vllm, "LivenessConnection", world.network.sentinel),
         patch("time.time", world.wall),
     ):
         try:

@@ -12,16 +12,16 @@ from typing import Any, Literal, TypeVar
 import pytest
 from msgspec import Struct
 
-from lora_sidecar.checkpoint import Store
-from lora_sidecar.config import Config, parse
-from lora_sidecar.demo.fake_vllm import FakeConfig, FakeVllm
-from lora_sidecar.engines import Engine
-from lora_sidecar.engines.auto import make
-from lora_sidecar.events import Event, Fact
-from lora_sidecar.keeper import Keeper
-from lora_sidecar.offload import Offloader
-from lora_sidecar.status import Board, ServerStatus
-from lora_sidecar.watch import Clockwork, Watch
+from lora_sidecar.checkpoint.manager import CheckpointManager
+from lora_sidecar.checkpoint.store import Store
+from lora_sidecar.config.settings import Config, parse
+from lora_sidecar.controller import Clock, ServerController
+from lora_sidecar.core.events import Event, EventName
+from lora_sidecar.engines.base import Engine
+from lora_sidecar.engines.detect import make
+from lora_sidecar.status.board import Board, ServerStatus
+from lora_sidecar.threads import BlockingCall
+from tests.fakes.vllm import FakeConfig, FakeVllm
 from tests.support.forwarder import Forwarder
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ LOAD = ("POST", "/v1/load_lora_adapter")
 UNLOAD = ("POST", "/v1/unload_lora_adapter")
 
 
-class Inline(Offloader):
+class Inline(BlockingCall):
     """Runs the call where it is asked for: virtual time does not wait for threads."""
 
     async def run(self, function: Callable[[], T], deadline: float) -> T:
@@ -43,7 +43,7 @@ class Happening(Struct, frozen=True):
     """A fact, and the virtual second at which it was reported."""
 
     at: float
-    event: Event
+    event: EventName
     fields: dict[str, Any]
 
 
@@ -61,7 +61,7 @@ class Pod:
         self.more = ""
         self._tasks: list[asyncio.Task[None]] = []
         self._engine: Engine | None = None
-        self._keeper: Keeper | None = None
+        self._keeper: CheckpointManager | None = None
 
     @property
     def now(self) -> float:
@@ -81,9 +81,9 @@ class Pod:
         self.board = Board(("vllm",))
         self._engine = make(config.servers[0], config, loop.time, self._report)
         store = Store(str(self._folder), "vllm", "json")
-        self._keeper = Keeper(store, config.checkpoint.timeout, loop.time, Inline("checkpoint"))
-        clock = Clockwork(loop.time, lambda: 1.0, Inline)
-        self.watch = Watch("vllm", config, self._engine, self._keeper, self.board, self._report, clock)
+        self._keeper = CheckpointManager(store, config.checkpoint.timeout, loop.time, Inline("checkpoint"))
+        clock = Clock(loop.time, lambda: 1.0, Inline)
+        self.watch = ServerController("vllm", config, self._engine, self._keeper, self.board, self._report, clock)
         await self.watch.open()
         watch = self.watch
         parts = (
@@ -111,7 +111,7 @@ class Pod:
         self._adapters = adapters
         self.watch.reconfigure(self.config())
 
-    def _report(self, *facts: Fact) -> None:
+    def _report(self, *facts: Event) -> None:
         self.happened += [Happening(self.now, fact.event, dict(fact.fields)) for fact in facts]
 
     @property
@@ -120,7 +120,7 @@ class Pod:
         (status,) = self.board.statuses()
         return status
 
-    def of(self, event: Event) -> list[Happening]:
+    def of(self, event: EventName) -> list[Happening]:
         """Everything of one kind that happened."""
         return [one for one in self.happened if one.event is event]
 

@@ -15,10 +15,10 @@ from random import Random
 
 from msgspec import Struct
 
-from lora_sidecar.config import ServerConfig
-from lora_sidecar.engines.sentinel import Sentinel
-from lora_sidecar.engines.transport import Broken, Reply, Transport
-from lora_sidecar.model import Reason
+from lora_sidecar.config.settings import ServerConfig
+from lora_sidecar.core.observation import Reason
+from lora_sidecar.engines.connection import LivenessConnection
+from lora_sidecar.engines.http import Reply, RequestError, Transport
 from tests.simulation.server import LOAD, Server
 
 
@@ -43,8 +43,8 @@ class Toxic(StrEnum):
     SCALING = "scaling"
 
 
-_CANNED: dict[Toxic, Reply | Broken] = {
-    Toxic.REFUSED: Broken(Reason.REFUSED, "cannot connect: Connection refused", sent=False),
+_CANNED: dict[Toxic, Reply | RequestError] = {
+    Toxic.REFUSED: RequestError(Reason.REFUSED, "cannot connect: Connection refused", sent=False),
     Toxic.SERVER_ERROR: Reply(500, b"Internal Server Error"),
     Toxic.BUSY: Reply(429, b"slow down"),
     Toxic.UNAUTHORIZED: Reply(401, b'{"error":"Unauthorized"}'),
@@ -52,13 +52,13 @@ _CANNED: dict[Toxic, Reply | Broken] = {
     Toxic.REDIRECT: Reply(302, b""),
     Toxic.GARBAGE: Reply(200, bytes(range(256))),
     Toxic.EMPTY_LIST: Reply(200, b'{"object":"list","data":[]}'),
-    Toxic.NOT_HTTP: Broken(Reason.WRONG_SERVER, "the answer is not HTTP: bad status line", sent=True),
-    Toxic.TOO_LARGE: Broken(Reason.TOO_LARGE, "the body is larger than 16777216 bytes", sent=True),
-    Toxic.NO_DESCRIPTORS: Broken(Reason.LOCAL, "Too many open files", sent=False),
+    Toxic.NOT_HTTP: RequestError(Reason.WRONG_SERVER, "the answer is not HTTP: bad status line", sent=True),
+    Toxic.TOO_LARGE: RequestError(Reason.TOO_LARGE, "the body is larger than 16777216 bytes", sent=True),
+    Toxic.NO_DESCRIPTORS: RequestError(Reason.LOCAL, "Too many open files", sent=False),
     Toxic.SCALING: Reply(503, b'{"error":"The model is currently scaling. Please try again later."}'),
 }
 
-_RESET = Broken(Reason.RESET, "the server closed the connection without an answer", sent=True)
+_RESET = RequestError(Reason.RESET, "the server closed the connection without an answer", sent=True)
 _REFUSALS = (
     (404, b'{"error":{"message":"Loading lora x failed: No adapter found for /x","type":"NotFoundError","code":404}}'),
     (500, b'{"error":{"message":"LoRA rank 64 is greater than max_lora_rank 16.","code":500}}'),
@@ -98,9 +98,9 @@ class Network:
         del server
         return _InMemory(self)
 
-    def sentinel(self, url: str, context: ssl.SSLContext | None) -> Sentinel:
+    def sentinel(self, url: str, context: ssl.SSLContext | None) -> LivenessConnection:
         """A client's silent connection over this network."""
-        sentinel = _InMemorySentinel(url, context)
+        sentinel = _InMemoryConnection(url, context)
         sentinel.network = self
         return sentinel
 
@@ -119,7 +119,7 @@ class Network:
         """
         return any(asked_at < slept_at and told_at >= since for asked_at, told_at in self._sleep_asked)
 
-    async def exchange(self, method: str, path: str, body: bytes | None) -> Reply | Broken:
+    async def exchange(self, method: str, path: str, body: bytes | None) -> Reply | RequestError:
         """Carry one request to the server and its answer back."""
         await asyncio.sleep(self._rng.uniform(0.0001, 0.002))
         now = asyncio.get_running_loop().time()
@@ -134,7 +134,7 @@ class Network:
             return await self._load_under(rule, path, body)
         return await self._get_under(rule, path)
 
-    async def _asked(self, method: str, path: str, body: bytes | None) -> Reply | Broken:
+    async def _asked(self, method: str, path: str, body: bytes | None) -> Reply | RequestError:
         self.received(method, path, body)
         asks_for_sleep = path in ("/is_sleeping", "/metrics")
         asked_at = asyncio.get_running_loop().time()
@@ -148,7 +148,7 @@ class Network:
             self._sleep_asked.append((asked_at, asyncio.get_running_loop().time()))
         return _RESET if reply is None else reply
 
-    async def _get_under(self, rule: Rule, path: str) -> Reply | Broken:
+    async def _get_under(self, rule: Rule, path: str) -> Reply | RequestError:
         match rule.toxic:
             case Toxic.RESET:
                 return _RESET
@@ -165,7 +165,7 @@ class Network:
                 pass
         return _CANNED[rule.toxic]
 
-    async def _load_under(self, rule: Rule, path: str, body: bytes | None) -> Reply | Broken:
+    async def _load_under(self, rule: Rule, path: str, body: bytes | None) -> Reply | RequestError:
         """A load under a fault: it may take effect or not, whatever is answered to it."""
         takes_effect = self._rng.random() < 0.5
         if rule.toxic is Toxic.HANGS or rule.toxic is Toxic.RESET:
@@ -204,7 +204,7 @@ class _InMemory(Transport):
     async def close(self) -> None:
         """Nothing is held."""
 
-    async def _exchange(self, method: str, path: str, body: bytes | None) -> Reply | Broken:
+    async def _exchange(self, method: str, path: str, body: bytes | None) -> Reply | RequestError:
         if (method, path) != ("POST", LOAD):
             return await self._network.exchange(method, path, body)
         self._network.sending += 1
@@ -239,7 +239,7 @@ class _Line(asyncio.WriteTransport):
     close = abort
 
 
-class _InMemorySentinel(Sentinel):
+class _InMemoryConnection(LivenessConnection):
     """The real sentinel, whose connection goes through the simulated network."""
 
     network: Network

@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from lora_sidecar.adapter_state import AdapterState
-from lora_sidecar.checkpoint import Loaded
-from lora_sidecar.codec import Checkpoint, decode
-from lora_sidecar.desired import same_path
-from lora_sidecar.events import Event, Fact
-from lora_sidecar.lineage import Evidence
-from lora_sidecar.model import Adapter, Desired, Failure, FailureKind, Observed, Origin, Result, Withheld
-from lora_sidecar.status import ServerStatus, adapters_of
-from lora_sidecar.work import ConditionType, Phase, Plan, Verdict
+from lora_sidecar.checkpoint.decode import Checkpoint, decode
+from lora_sidecar.checkpoint.store import Loaded
+from lora_sidecar.core.conditions import ConditionType
+from lora_sidecar.core.events import Event, EventName
+from lora_sidecar.core.model import Adapter, Desired, Origin
+from lora_sidecar.core.observation import Observed
+from lora_sidecar.core.outcomes import Failure, FailureKind, LoadDeferred, Result
+from lora_sidecar.reconcile.desired import same_path
+from lora_sidecar.reconcile.incarnation import Evidence
+from lora_sidecar.reconcile.state import Phase, Plan, Verdict
+from lora_sidecar.status.adapters import AdapterState
+from lora_sidecar.status.board import ServerStatus, adapters_of
 from tests.simulation.server import Life, Told
 
 if TYPE_CHECKING:
@@ -133,12 +136,12 @@ class Oracle:
 
     # --- what the sidecar does
 
-    def happened(self, *facts: Fact) -> None:
+    def happened(self, *facts: Event) -> None:
         """The sidecar reported facts."""
         for fact in facts:
-            if fact.event is Event.ADAPTER_FORGOTTEN:
+            if fact.event is EventName.ADAPTER_FORGOTTEN:
                 self._forgotten(fact.fields["adapter"], fact.fields["evidence"])
-            elif fact.event is Event.ADAPTER_RELEASED:
+            elif fact.event is EventName.ADAPTER_RELEASED:
                 self._gone.add(fact.fields["adapter"])
                 self.memory.discard(fact.fields["adapter"])
 
@@ -329,7 +332,7 @@ class Oracle:
     def load_ended(self, adapter: Adapter, result: Result | None) -> None:
         """A load came to its end, as the restorer was told; None is one that was not sent."""
         now = self._now
-        if result is None or isinstance(result, Withheld):
+        if result is None or isinstance(result, LoadDeferred):
             return
         if isinstance(result, Failure) and result.kind is FailureKind.AMBIGUOUS:
             self._ambiguous_at = now

@@ -16,11 +16,11 @@ from typing import Any, cast
 from aiohttp import web
 from msgspec import Struct
 
-from lora_sidecar.demo.fake_adapters import AdapterRefusedError
-from lora_sidecar.demo.fake_engine import DEAD, EngineDeadError, FakeEngine
-from lora_sidecar.demo.fake_requests import detail_response, error_response, load_request
-from lora_sidecar.demo.fake_routes import Routes, ServedModel
-from lora_sidecar.engines.transport import Reply
+from lora_sidecar.engines.http import Reply
+from tests.fakes.adapters import AdapterRefusedError
+from tests.fakes.engine import DEAD, EngineDeadError, FakeEngine
+from tests.fakes.requests import detail_response, error_response, load_request
+from tests.fakes.routes import Routes, ServedModel
 
 NOBODY = cast("web.Request", None)
 """The routes that are asked here look at no request."""

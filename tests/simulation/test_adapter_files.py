@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 
-from lora_sidecar import preflight, survey
-from lora_sidecar.adapter_state import AdapterState
-from lora_sidecar.demo.fake_vllm import FakeConfig, canned
-from lora_sidecar.events import Event
-from lora_sidecar.intents import Load
-from lora_sidecar.status import adapters_of
-from lora_sidecar.work import ConditionType, Phase
+from lora_sidecar.control.requests import Load
+from lora_sidecar.core.conditions import ConditionType
+from lora_sidecar.core.events import EventName
+from lora_sidecar.files import preflight
+from lora_sidecar.files import watcher as survey
+from lora_sidecar.reconcile.state import Phase
+from lora_sidecar.status.adapters import AdapterState
+from lora_sidecar.status.board import adapters_of
+from tests.fakes.vllm import FakeConfig, canned
 from tests.simulation.conftest import LOAD, Pod, PodMaker
 from tests.support.adapters import WEIGHTS, write_adapter
 
@@ -79,8 +81,8 @@ async def test_a_path_that_cannot_be_seen_is_passed_on(make_pod: PodMaker, tmp_p
     """Not mounted here, or a hub id: the server decides, and the log says that nobody checked."""
     async with make_pod(declaring(far=tmp_path / "nowhere", hub=Path("org/name")), server=SLOW) as pod:
         await pod.until_listed("far", "hub")
-        await pod.until(lambda: len(pod.of(Event.RESTORE_SUCCEEDED)) == 2, 6)
-        said = {one.fields["adapter"]: one.fields["unchecked"] for one in pod.of(Event.RESTORE_SUCCEEDED)}
+        await pod.until(lambda: len(pod.of(EventName.RESTORE_SUCCEEDED)) == 2, 6)
+        said = {one.fields["adapter"]: one.fields["unchecked"] for one in pod.of(EventName.RESTORE_SUCCEEDED)}
     assert said["far"] == "it cannot be seen from here: No such file or directory"
     assert said["hub"] == "it is a hub id, which only the server resolves"
 
@@ -91,7 +93,7 @@ async def test_a_rank_limit_is_learned_from_one_refusal(make_pod: PodMaker, tmp_
     text = "LoRA rank 64 is greater than max_lora_rank 16."
     async with make_pod(declaring(one=one, two=two), server=SLOW) as pod:
         pod.server.override(*LOAD, canned(500, {"error": {"message": text}}), times=None)
-        await pod.until(lambda: len(pod.of(Event.RESTORE_FAILED)) == 2, 6)
+        await pod.until(lambda: len(pod.of(EventName.RESTORE_FAILED)) == 2, 6)
         assert pod.loads() == ["one"]
         assert state(pod, "two") == (AdapterState.PARKED, f"preflight, not sent: {text}")
         await pod.server.kill()
@@ -212,7 +214,7 @@ async def test_changed_files_end_a_quarantine(make_pod: PodMaker, tmp_path: Path
             await pod.server.engine.death()
             await asyncio.sleep(5)
             await pod.server.restart()
-        await pod.until(lambda: bool(pod.of(Event.RESTORE_QUARANTINED)), 30)
+        await pod.until(lambda: bool(pod.of(EventName.RESTORE_QUARANTINED)), 30)
         await asyncio.sleep(300)
         assert pod.loads() == []
         pod.server.engine.deadly = frozenset()

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from lora_sidecar.demo.fake_vllm import FakeConfig
-from lora_sidecar.events import Event
-from lora_sidecar.work import ConditionType
+from lora_sidecar.core.conditions import ConditionType
+from lora_sidecar.core.events import EventName
+from tests.fakes.vllm import FakeConfig
 from tests.simulation.conftest import Pod, PodMaker
 
 pytestmark = pytest.mark.looptime
@@ -76,7 +76,7 @@ async def test_a_listing_that_holds_fewer_than_are_wanted(make_pod: PodMaker) ->
         assert sent <= 8 + 4 * 3
         assert len(pod.server.adapters) == 5
         assert "8 wanted, 5 fit" in exceeded(pod)
-        assert pod.of(Event.ADAPTER_FORGOTTEN) == []
+        assert pod.of(EventName.ADAPTER_FORGOTTEN) == []
         assert set(pod.status.desired.adapters) == set(EIGHT)
 
 
@@ -112,7 +112,7 @@ async def test_a_load_and_an_unload_at_once_are_no_limit(make_pod: PodMaker) -> 
     async with make_pod(server=FakeConfig(check_files=False, load_delay=0.05)) as pod:
         for name in EIGHT:
             await pod.somebody_loads(name)
-        await pod.until(lambda: len(pod.of(Event.ADAPTER_ADOPTED)) == 8, 6)
+        await pod.until(lambda: len(pod.of(EventName.ADAPTER_ADOPTED)) == 8, 6)
         await pod.server.restart()
         await pod.until_listed(*EIGHT)
         await asyncio.sleep(10)

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from lora_sidecar.demo.fake_vllm import canned
-from lora_sidecar.events import Event
+from lora_sidecar.core.events import EventName
+from tests.fakes.vllm import canned
 from tests.simulation.conftest import LOAD, PodMaker
 
 pytestmark = pytest.mark.looptime
@@ -28,7 +28,7 @@ async def test_the_wall_clock_may_jump_by_years(make_pod: PodMaker, monkeypatch:
             offset = jump
             await asyncio.sleep(30)
             assert 0.0 <= pod.now - pod.status.beat_at <= 5.5
-        failures = [one.at for one in pod.of(Event.RESTORE_FAILED)]
+        failures = [one.at for one in pod.of(EventName.RESTORE_FAILED)]
         assert 6 <= len(failures) <= 8
         assert sorted(pod.status.desired.adapters) == ["bad", "sql"]
 

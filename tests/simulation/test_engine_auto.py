@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from lora_sidecar.demo.fake_overrides import canned
-from lora_sidecar.demo.fake_sglang import FakeSglang, SglangConfig
-from lora_sidecar.demo.fake_vllm import FakeConfig
-from lora_sidecar.events import Event
-from lora_sidecar.model import Reason
+from lora_sidecar.core.events import EventName
+from lora_sidecar.core.observation import Reason
+from tests.fakes.overrides import canned
+from tests.fakes.sglang import FakeSglang, SglangConfig
+from tests.fakes.vllm import FakeConfig
 from tests.simulation.conftest import Pod, PodMaker
 
 pytestmark = pytest.mark.looptime
@@ -41,7 +41,7 @@ async def test_vllm_is_recognised_whichever_frontend_it_has(
         await pod.server.restart()
         await pod.until_listed("sql")
         await asyncio.sleep(30)
-        told = [one.fields for one in pod.of(Event.SERVER_IDENTIFIED)]
+        told = [one.fields for one in pod.of(EventName.SERVER_IDENTIFIED)]
     assert told == [{"engine": "vllm", "evidence": evidence}]
 
 
@@ -86,8 +86,11 @@ async def test_the_version_route_tells_vllm_where_the_owner_does_not(make_pod: P
     """A distribution that names itself as the owner is still recognised."""
     async with make_pod(ONE, server=FakeConfig(check_files=False)) as pod:
         version_alone(pod)
-        await pod.until(lambda: bool(pod.of(Event.SERVER_IDENTIFIED)), 7)
-        assert pod.of(Event.SERVER_IDENTIFIED)[0].fields == {"engine": "vllm", "evidence": "/version answers 0.32.0"}
+        await pod.until(lambda: bool(pod.of(EventName.SERVER_IDENTIFIED)), 7)
+        assert pod.of(EventName.SERVER_IDENTIFIED)[0].fields == {
+            "engine": "vllm",
+            "evidence": "/version answers 0.32.0",
+        }
 
 
 async def test_another_engine_on_the_same_port_is_noticed(make_pod: PodMaker) -> None:
@@ -99,5 +102,5 @@ async def test_another_engine_on_the_same_port_is_noticed(make_pod: PodMaker) ->
         async with FakeSglang(SglangConfig(port=pod.server.port, check_files=False)) as other:
             await pod.until(lambda: list(other.adapters) == ["sql"], 7)
             assert [request.path for request in other.requests if request.method == "POST"] == ["/load_lora_adapter"]
-            told = [one.fields["engine"] for one in pod.of(Event.SERVER_IDENTIFIED)]
+            told = [one.fields["engine"] for one in pod.of(EventName.SERVER_IDENTIFIED)]
         assert told == ["vllm", "sglang"]

@@ -9,10 +9,10 @@ from unittest.mock import patch
 
 import pytest
 
-from lora_sidecar.demo.fake_vllm import FakeConfig
+from lora_sidecar.core.conditions import ConditionType
+from lora_sidecar.core.events import EventName
 from lora_sidecar.engines import vllm
-from lora_sidecar.events import Event
-from lora_sidecar.work import ConditionType
+from tests.fakes.vllm import FakeConfig
 from tests.simulation import virtual_time
 from tests.simulation.conftest import PodMaker
 from tests.simulation.world import Traits, World
@@ -30,18 +30,18 @@ async def test_a_server_that_flaps_is_restored_in_every_life_and_told_once(make_
     async with make_pod(server=server) as pod:
         for name in names:
             await pod.somebody_loads(name)
-        await pod.until(lambda: len(pod.of(Event.ADAPTER_ADOPTED)) == 6, 6)
+        await pod.until(lambda: len(pod.of(EventName.ADAPTER_ADOPTED)) == 6, 6)
         for lives in range(6):
             await pod.server.restart()
             # Sockets are real here: a life may be over before it was seen where the machine is slow.
-            await pod.until(lambda lives=lives: len(pod.of(Event.SERVER_RESTARTED)) > lives, 10)
+            await pod.until(lambda lives=lives: len(pod.of(EventName.SERVER_RESTARTED)) > lives, 10)
             await asyncio.sleep(2.5)
         assert ConditionType.SERVER_FLAPPING in {one.type for one in pod.status.conditions}
         seconds = await pod.until_listed(*names, within=40)
         assert seconds > 5 * (len(names) - 2)
-        await pod.until(lambda: bool(pod.of(Event.RECOVERY_COMPLETED)), 10)
-        assert pod.of(Event.ADAPTER_FORGOTTEN) == []
-        (recovery,) = pod.of(Event.RECOVERY_COMPLETED)
+        await pod.until(lambda: bool(pod.of(EventName.RECOVERY_COMPLETED)), 10)
+        assert pod.of(EventName.ADAPTER_FORGOTTEN) == []
+        (recovery,) = pod.of(EventName.RECOVERY_COMPLETED)
     assert recovery.fields["restarts"] == 6
     assert (recovery.fields["restored"], recovery.fields["failed"]) == (6, 0)
 
@@ -55,8 +55,8 @@ async def test_minutes_of_start_up_are_quiet(make_pod: PodMaker) -> None:
         await pod.server.kill()
         starting = asyncio.create_task(pod.server.start())
         await asyncio.sleep(290)
-        told = [one.event for one in pod.happened[before:] if one.event is not Event.HEARTBEAT_COMPLETED]
-        assert told == [Event.SERVER_DOWN]
+        told = [one.event for one in pod.happened[before:] if one.event is not EventName.HEARTBEAT_COMPLETED]
+        assert told == [EventName.SERVER_DOWN]
         await starting
         assert await pod.until_listed("sql", within=10) <= 6.0
 
@@ -71,12 +71,12 @@ async def test_a_thousand_adapters_are_restored_and_cost_little(make_pod: PodMak
         await pod.until(lambda: len(pod.status.desired.adapters) == 1000, 20)
         await pod.server.restart()
         await pod.until(lambda: len(pod.server.adapters) == 1000, 120)
-        await pod.until(lambda: bool(pod.of(Event.RECOVERY_COMPLETED)), 20)
+        await pod.until(lambda: bool(pod.of(EventName.RECOVERY_COMPLETED)), 20)
         began = time.process_time()
         for _ in range(10):
             await pod.watch.beat()
         assert (time.process_time() - began) / 10 < 0.25
-        assert pod.of(Event.ADAPTER_FORGOTTEN) == []
+        assert pod.of(EventName.ADAPTER_FORGOTTEN) == []
 
 
 @pytest.mark.timeout(180)
@@ -88,7 +88,7 @@ def test_a_day_of_heartbeats_leaves_memory_as_it_was(tmp_path: Path) -> None:
         sizes: list[int] = []
         with (
             patch.object(vllm, "Transport", world.network.transport),
-            patch.object(vllm, "Sentinel", world.network.sentinel),
+            patch.object(vllm, "LivenessConnection", world.network.sentinel),
         ):
             world.adapters["sql"] = {"path": "/adapters/sql", "required": True}
             world.reconfigure()

@@ -4,14 +4,13 @@ import hashlib
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from tests.simulation.calm import live
 from tests.simulation.hunt import report_of, summary
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 FOUND = [int(line) for line in (ROOT / "tests/simulation/seeds.txt").read_text().splitlines() if line[:1].isdigit()]
 SLICES = 8
 A_SLICE = 25

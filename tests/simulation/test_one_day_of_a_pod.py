@@ -5,9 +5,10 @@ import itertools
 
 import pytest
 
-from lora_sidecar.demo.fake_vllm import FakeConfig, canned, hang
-from lora_sidecar.events import Event
-from lora_sidecar.work import ConditionType, Phase
+from lora_sidecar.core.conditions import ConditionType
+from lora_sidecar.core.events import EventName
+from lora_sidecar.reconcile.state import Phase
+from tests.fakes.vllm import FakeConfig, canned, hang
 from tests.simulation.conftest import LOAD, PodMaker
 
 pytestmark = pytest.mark.looptime
@@ -20,13 +21,13 @@ async def test_what_a_restart_lost_comes_back(make_pod: PodMaker) -> None:
     async with make_pod(DECLARED) as pod:
         await pod.until_listed("sql")
         await pod.somebody_loads("chat")
-        await pod.until(lambda: bool(pod.of(Event.ADAPTER_ADOPTED)), 6)
+        await pod.until(lambda: bool(pod.of(EventName.ADAPTER_ADOPTED)), 6)
         await pod.server.kill()
         await pod.until(lambda: pod.status.work.server.phase is Phase.DOWN, 6)
         await pod.server.start()
         took = await pod.until_listed("sql", "chat")
-        await pod.until(lambda: bool(pod.of(Event.RECOVERY_COMPLETED)), 1)
-        (recovery,) = pod.of(Event.RECOVERY_COMPLETED)
+        await pod.until(lambda: bool(pod.of(EventName.RECOVERY_COMPLETED)), 1)
+        (recovery,) = pod.of(EventName.RECOVERY_COMPLETED)
     assert took < 1.0
     assert (recovery.fields["lost"], recovery.fields["restored"], recovery.fields["failed"]) == (2, 2, 0)
 
@@ -35,12 +36,12 @@ async def test_a_restart_between_two_heartbeats_is_no_unload(make_pod: PodMaker)
     """A server that was gone for less than a heartbeat has its adapters restored, and none forgotten."""
     async with make_pod(settings="heartbeat: {interval: 5s}") as pod:
         await pod.somebody_loads("chat")
-        await pod.until(lambda: bool(pod.of(Event.ADAPTER_ADOPTED)), 6)
+        await pod.until(lambda: bool(pod.of(EventName.ADAPTER_ADOPTED)), 6)
         await pod.server.restart()
         await pod.until_listed("chat", within=7)
         await asyncio.sleep(30)
-        assert pod.of(Event.ADAPTER_FORGOTTEN) == []
-        assert pod.of(Event.SERVER_RESTARTED)[0].fields["evidence"] == "start_time"
+        assert pod.of(EventName.ADAPTER_FORGOTTEN) == []
+        assert pod.of(EventName.SERVER_RESTARTED)[0].fields["evidence"] == "start_time"
 
 
 async def test_a_deliberate_unload_is_respected_across_our_own_restart(make_pod: PodMaker) -> None:
@@ -48,11 +49,11 @@ async def test_a_deliberate_unload_is_respected_across_our_own_restart(make_pod:
     async with make_pod() as pod:
         await pod.somebody_loads("chat")
         await pod.somebody_loads("draft")
-        await pod.until(lambda: len(pod.of(Event.ADAPTER_ADOPTED)) == 2, 6)
+        await pod.until(lambda: len(pod.of(EventName.ADAPTER_ADOPTED)) == 2, 6)
         await pod.die()
         pod.somebody_unloads("chat")
         await pod.start()
-        await pod.until(lambda: bool(pod.of(Event.ADAPTER_FORGOTTEN)), 12)
+        await pod.until(lambda: bool(pod.of(EventName.ADAPTER_FORGOTTEN)), 12)
         await asyncio.sleep(60)
         assert list(pod.server.adapters) == ["draft"]
         assert pod.loads() == []
@@ -62,7 +63,7 @@ async def test_a_restart_while_the_sidecar_was_down_is_noticed(make_pod: PodMake
     """What was lost while nobody watched is restored when the sidecar is back."""
     async with make_pod() as pod:
         await pod.somebody_loads("chat")
-        await pod.until(lambda: bool(pod.of(Event.ADAPTER_ADOPTED)), 6)
+        await pod.until(lambda: bool(pod.of(EventName.ADAPTER_ADOPTED)), 6)
         await pod.die()
         await pod.server.restart()
         await pod.start()
@@ -76,14 +77,14 @@ async def test_a_second_kill_during_the_restore(make_pod: PodMaker) -> None:
     async with make_pod(server=server) as pod:
         for name in names:
             await pod.somebody_loads(name)
-        await pod.until(lambda: len(pod.of(Event.ADAPTER_ADOPTED)) == 20, 6)
+        await pod.until(lambda: len(pod.of(EventName.ADAPTER_ADOPTED)) == 20, 6)
         await pod.server.restart()
         await pod.until(lambda: len(pod.server.adapters) == 5, 30)
         await pod.server.restart()
         await pod.until_listed(*names, within=60)
-        await pod.until(lambda: bool(pod.of(Event.RECOVERY_COMPLETED)), 6)
+        await pod.until(lambda: bool(pod.of(EventName.RECOVERY_COMPLETED)), 6)
         await asyncio.sleep(20)
-        (recovery,) = pod.of(Event.RECOVERY_COMPLETED)
+        (recovery,) = pod.of(EventName.RECOVERY_COMPLETED)
         assert sorted(pod.loads()) == names
     assert recovery.fields["restarts"] == 2
     assert recovery.fields["restored"] == 20
@@ -111,9 +112,9 @@ async def test_failures_back_off_and_hold_up_nobody(make_pod: PodMaker) -> None:
         assert took == pytest.approx(1.0, abs=0.2)
         pod.somebody_unloads("bad")
         pod.server.override(*LOAD, canned(404, missing), times=None)
-        failures = len(pod.of(Event.RESTORE_FAILED))
+        failures = len(pod.of(EventName.RESTORE_FAILED))
         await asyncio.sleep(600)
-        at = [one.at for one in pod.of(Event.RESTORE_FAILED)][failures:]
+        at = [one.at for one in pod.of(EventName.RESTORE_FAILED)][failures:]
         gaps = [later - earlier for earlier, later in itertools.pairwise(at)]
     # It had failed once, and was not listed for the ten minutes after which that is forgotten.
     assert gaps[:5] == pytest.approx([2, 4, 8, 16, 32], abs=0.2)
@@ -126,9 +127,9 @@ async def test_a_refused_adapter_is_parked(make_pod: PodMaker) -> None:
         rank = {"error": {"message": "LoRA rank 64 is greater than max_lora_rank 16.", "code": 500}}
         pod.server.override(*LOAD, canned(500, rank), times=None)
         await asyncio.sleep(599)
-        assert len(pod.of(Event.RESTORE_FAILED)) == 1
+        assert len(pod.of(EventName.RESTORE_FAILED)) == 1
         await asyncio.sleep(2)
-        assert len(pod.of(Event.RESTORE_FAILED)) == 2
+        assert len(pod.of(EventName.RESTORE_FAILED)) == 2
 
 
 async def test_a_sleeping_engine_is_left_alone(make_pod: PodMaker) -> None:
@@ -154,8 +155,8 @@ async def test_a_hung_server_is_neither_hammered_nor_reloaded(make_pod: PodMaker
         await pod.until(lambda: pod.status.work.server.phase is Phase.UP, 30)
         await asyncio.sleep(20)
         assert len(pod.loads()) == before
-        assert pod.of(Event.SERVER_RESTARTED) == []
-        (recovery,) = pod.of(Event.RECOVERY_COMPLETED)
+        assert pod.of(EventName.SERVER_RESTARTED) == []
+        (recovery,) = pod.of(EventName.RECOVERY_COMPLETED)
     assert recovery.fields["lost"] == 0
 
 
@@ -167,7 +168,7 @@ async def test_a_slow_answer_now_and_then_changes_nothing(make_pod: PodMaker) ->
         for _ in range(5):
             pod.server.override("GET", "/health", hang, times=2)
             await asyncio.sleep(40)
-        assert pod.of(Event.SERVER_DOWN) == []
+        assert pod.of(EventName.SERVER_DOWN) == []
 
 
 async def test_a_load_that_is_never_answered_is_decided_by_the_listing(make_pod: PodMaker) -> None:
@@ -175,8 +176,8 @@ async def test_a_load_that_is_never_answered_is_decided_by_the_listing(make_pod:
     server = FakeConfig(check_files=False, load_delay=20)
     async with make_pod(DECLARED, "restore: {timeout: 10s}", server) as pod:
         await pod.until_listed("sql", within=60)
-        await pod.until(lambda: bool(pod.of(Event.RESTORE_SUCCEEDED)), 10)
-        assert pod.of(Event.RESTORE_FAILED)[0].fields["kind"] == "ambiguous"
+        await pod.until(lambda: bool(pod.of(EventName.RESTORE_SUCCEEDED)), 10)
+        assert pod.of(EventName.RESTORE_FAILED)[0].fields["kind"] == "ambiguous"
         assert 1 <= len(pod.loads()) <= 5
 
 
@@ -185,7 +186,7 @@ async def test_accepted_and_never_listed_backs_off(make_pod: PodMaker) -> None:
     async with make_pod(DECLARED) as pod:
         pod.server.override(*LOAD, canned(200, b"Success"), times=None)
         await asyncio.sleep(200)
-        kinds = {one.fields["kind"] for one in pod.of(Event.RESTORE_FAILED)}
+        kinds = {one.fields["kind"] for one in pod.of(EventName.RESTORE_FAILED)}
         assert kinds == {"not_listed"}
         assert 4 <= len(pod.loads()) <= 10
 
@@ -210,7 +211,7 @@ async def test_an_adapter_removed_from_the_config_is_left_alone(make_pod: PodMak
         await pod.server.restart()
         await asyncio.sleep(60)
         assert list(pod.server.adapters) == []
-        assert pod.of(Event.ADAPTER_ADOPTED) == []
+        assert pod.of(EventName.ADAPTER_ADOPTED) == []
 
 
 async def test_a_long_outage_is_watched_ever_more_slowly(make_pod: PodMaker) -> None:
@@ -223,8 +224,8 @@ async def test_a_long_outage_is_watched_ever_more_slowly(make_pod: PodMaker) -> 
         await asyncio.sleep(60)
         early = pod.status.work.server.errors
         await asyncio.sleep(3 * 3600)
-        lines = [one for one in pod.happened[said:] if one.event is not Event.HEARTBEAT_COMPLETED]
-        assert [(one.event, one.fields["condition"]) for one in lines] == [(Event.CONDITION_RAISED, "ServerWedged")]
+        lines = [one for one in pod.happened[said:] if one.event is not EventName.HEARTBEAT_COMPLETED]
+        assert [(one.event, one.fields["condition"]) for one in lines] == [(EventName.CONDITION_RAISED, "ServerWedged")]
         before = pod.status.work.server.errors
         await asyncio.sleep(100)
         assert pod.status.work.server.errors - before <= 21

@@ -6,11 +6,12 @@ import asyncio
 
 import pytest
 
-from lora_sidecar.adapter_state import AdapterState
-from lora_sidecar.demo.fake_vllm import FakeConfig
-from lora_sidecar.events import Event
-from lora_sidecar.status import adapters_of
-from lora_sidecar.work import ConditionType, Phase
+from lora_sidecar.core.conditions import ConditionType
+from lora_sidecar.core.events import EventName
+from lora_sidecar.reconcile.state import Phase
+from lora_sidecar.status.adapters import AdapterState
+from lora_sidecar.status.board import adapters_of
+from tests.fakes.vllm import FakeConfig
 from tests.simulation.conftest import Pod, PodMaker
 
 pytestmark = pytest.mark.looptime
@@ -43,13 +44,13 @@ async def test_a_poison_among_twenty_kills_the_server_twice_at_most(make_pod: Po
     deaths: list[float] = []
     async with make_pod(TWENTY, server=DEADLY) as pod:
         kubelet = asyncio.create_task(restarted_whenever_it_dies(pod, deaths))
-        await pod.until(lambda: len(pod.of(Event.RESTORE_QUARANTINED)) == 1, 300)
+        await pod.until(lambda: len(pod.of(EventName.RESTORE_QUARANTINED)) == 1, 300)
         await pod.until_listed(*INNOCENT)
         assert len(deaths) == 2
         # Each was loaded once in the last life. Those that were in flight beside the poison are cleared in time.
         assert sorted(pod.loads()) == INNOCENT
-        assert {one.fields["adapter"] for one in pod.of(Event.RESTORE_SUSPECTED)} < set(NAMES)
-        assert [one.fields["adapter"] for one in pod.of(Event.RESTORE_QUARANTINED)] == [POISON]
+        assert {one.fields["adapter"] for one in pod.of(EventName.RESTORE_SUSPECTED)} < set(NAMES)
+        assert [one.fields["adapter"] for one in pod.of(EventName.RESTORE_QUARANTINED)] == [POISON]
         await asyncio.sleep(1800)
         assert set(pod.status.desired.suspects) == {POISON}
         assert len(deaths) == 2
@@ -67,7 +68,7 @@ async def test_a_suspect_is_loaded_last_and_after_a_good_heartbeat(make_pod: Pod
     async with make_pod(TWENTY, server=DEADLY) as pod:
         kubelet = asyncio.create_task(restarted_whenever_it_dies(pod, deaths))
         await pod.until(lambda: len(deaths) == 1, 30)
-        await pod.until(lambda: len(pod.of(Event.SERVER_RESTARTED)) == 1, 60)
+        await pod.until(lambda: len(pod.of(EventName.SERVER_RESTARTED)) == 1, 60)
         suspects = set(pod.status.desired.suspects)
         assert POISON in suspects
         assert len(suspects) <= 4
@@ -85,7 +86,7 @@ async def test_a_quarantine_survives_our_own_restart(make_pod: PodMaker) -> None
     deaths: list[float] = []
     async with make_pod(TWENTY, server=DEADLY) as pod:
         kubelet = asyncio.create_task(restarted_whenever_it_dies(pod, deaths))
-        await pod.until(lambda: bool(pod.of(Event.SERVER_DOWN)), 30)
+        await pod.until(lambda: bool(pod.of(EventName.SERVER_DOWN)), 30)
         assert pod.status.desired.suspects[POISON].accused
         await pod.die()
         await pod.start()
@@ -117,7 +118,7 @@ async def test_a_changed_config_ends_a_quarantine(make_pod: PodMaker) -> None:
     deaths: list[float] = []
     async with make_pod(TWENTY, server=DEADLY) as pod:
         kubelet = asyncio.create_task(restarted_whenever_it_dies(pod, deaths))
-        await pod.until(lambda: bool(pod.of(Event.RESTORE_QUARANTINED)), 300)
+        await pod.until(lambda: bool(pod.of(EventName.RESTORE_QUARANTINED)), 300)
         await pod.until_listed(*INNOCENT)
         pod.reconfigure(TWENTY.replace(f"/adapters/{POISON}", "/adapters/mended"))
         await pod.until_listed(*NAMES, within=10)
@@ -132,11 +133,11 @@ async def test_a_load_that_broke_off_under_a_living_server_accuses_nobody(make_p
     settings = "restore: {timeout: 2s}"
     adapters = "adapters: [{name: slow, path: /adapters/slow}]"
     async with make_pod(adapters, settings, server=FakeConfig(check_files=False, load_delay=4)) as pod:
-        await pod.until(lambda: bool(pod.of(Event.RESTORE_FAILED)), 10)
+        await pod.until(lambda: bool(pod.of(EventName.RESTORE_FAILED)), 10)
         await pod.until_listed("slow", within=30)
         await asyncio.sleep(10)
         assert pod.status.desired.suspects == {}
-        assert pod.of(Event.RESTORE_SUSPECTED) == []
+        assert pod.of(EventName.RESTORE_SUSPECTED) == []
 
 
 async def test_a_suspect_that_stays_listed_is_cleared(make_pod: PodMaker) -> None:

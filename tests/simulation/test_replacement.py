@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from lora_sidecar.demo.fake_vllm import FakeConfig, canned
-from lora_sidecar.events import Event
-from lora_sidecar.work import ConditionType, Verdict
+from lora_sidecar.core.conditions import ConditionType
+from lora_sidecar.core.events import EventName
+from lora_sidecar.reconcile.state import Verdict
+from tests.fakes.vllm import FakeConfig, canned
 from tests.simulation.conftest import LOAD, Pod, PodMaker
 from tests.support.adapters import SMALL, write_adapter
 
@@ -41,12 +42,12 @@ async def test_another_path_in_the_config_is_loaded_in_its_place(make_pod: PodMa
         before = len(mutations(pod))
         pod.reconfigure(NEW)
         await pod.until(lambda: pod.server.adapters.get("sql") == "/adapters/new", 6)
-        await pod.until(lambda: bool(pod.of(Event.ADAPTER_REPLACED)), 6)
+        await pod.until(lambda: bool(pod.of(EventName.ADAPTER_REPLACED)), 6)
         await asyncio.sleep(60)
         assert mutations(pod)[before:] == ["unload sql", "load /adapters/new"]
         assert pod.status.conditions == ()
-        (retired,) = pod.of(Event.ADAPTER_RETIRED)
-        (replaced,) = pod.of(Event.ADAPTER_REPLACED)
+        (retired,) = pod.of(EventName.ADAPTER_RETIRED)
+        (replaced,) = pod.of(EventName.ADAPTER_REPLACED)
     assert replaced.at - retired.at < 1.0
 
 

@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
-from lora_sidecar.adapter_state import AdapterState
-from lora_sidecar.checkpoint import read_file
-from lora_sidecar.codec import Checkpoint, decode
-from lora_sidecar.demo.fake_vllm import FakeConfig, canned, hang
-from lora_sidecar.events import Event
-from lora_sidecar.intents import Answer, Intent, Load, Pause, Resume, Unload
-from lora_sidecar.model import Desired, Origin
-from lora_sidecar.work import ConditionType, Phase
+from lora_sidecar.checkpoint.decode import Checkpoint, decode
+from lora_sidecar.checkpoint.store import read_file
+from lora_sidecar.control.requests import Answer, Load, Pause, Request, Resume, Unload
+from lora_sidecar.core.conditions import ConditionType
+from lora_sidecar.core.events import EventName
+from lora_sidecar.core.model import Desired, Origin
+from lora_sidecar.reconcile.state import Phase
+from lora_sidecar.status.adapters import AdapterState
+from tests.fakes.vllm import FakeConfig, canned, hang
 from tests.simulation.conftest import LOAD, UNLOAD, Pod, PodMaker
 
 pytestmark = pytest.mark.looptime
@@ -26,7 +27,7 @@ REMOVED = "Success: LoRA adapter '{}' removed successfully."
 CHAT = Load("chat", "/adapters/chat")
 
 
-async def ask(pod: Pod, intent: Intent, within: float = 300.0) -> Answer:
+async def ask(pod: Pod, intent: Request, within: float = 300.0) -> Answer:
     """Put a request down at the desk, and wait for its answer."""
     return await pod.watch.desk.submit(intent, within)
 
@@ -133,7 +134,7 @@ async def test_refusal_is_passed_on_and_nothing_is_remembered(
         assert "chat" not in on_disk(tmp_path).adapters
         await asyncio.sleep(1300)
         assert pod.loads() == ["chat"]
-        assert pod.of(Event.CONDITION_RAISED) == []
+        assert pod.of(EventName.CONDITION_RAISED) == []
         assert (await ask(pod, CHAT)).status == 200
 
 
@@ -142,7 +143,7 @@ async def test_refusal_leaves_what_was_desired_before(make_pod: PodMaker) -> Non
     async with make_pod(DECLARED) as pod:
         rank = error(500, "LoRA rank 64 is greater than max_lora_rank 16.")
         pod.server.override(*LOAD, canned(500, rank), times=2)
-        await pod.until(lambda: bool(pod.of(Event.RESTORE_FAILED)), 6)
+        await pod.until(lambda: bool(pod.of(EventName.RESTORE_FAILED)), 6)
         began = pod.now
         answer = await ask(pod, Load("sql", "/adapters/sql"))
         assert (answer.status, pod.now - began < 5) == (500, True)
@@ -259,7 +260,7 @@ async def test_unload_while_the_server_is_down(make_pod: PodMaker) -> None:
     server = FakeConfig(check_files=False, lora_modules=(("static", "/static"),))
     async with make_pod(DECLARED, server=server) as pod:
         await pod.until_listed("sql", "static")
-        await pod.until(lambda: bool(pod.of(Event.ADAPTER_ADOPTED)), 6)
+        await pod.until(lambda: bool(pod.of(EventName.ADAPTER_ADOPTED)), 6)
         await pod.server.kill()
         await pod.until(lambda: pod.status.work.server.phase is Phase.DOWN, 6)
         for name in ("sql", "static", "never-heard-of"):
@@ -280,7 +281,7 @@ async def test_withdrawn_declared_adapter_loaded_by_hand_is_declared_again(make_
         await pod.until_listed("sql")
         await ask(pod, Unload("sql"))
         await pod.somebody_loads("sql")
-        await pod.until(lambda: bool(pod.of(Event.ADAPTER_REINSTATED)), 6)
+        await pod.until(lambda: bool(pod.of(EventName.ADAPTER_REINSTATED)), 6)
         await pod.server.restart()
         await pod.until_listed("sql")
 
@@ -385,7 +386,7 @@ async def test_adapters_loaded_by_hand_during_a_pause_are_remembered(make_pod: P
     async with make_pod() as pod:
         await ask(pod, Pause())
         await pod.somebody_loads("chat")
-        await pod.until(lambda: bool(pod.of(Event.ADAPTER_ADOPTED)), 6)
+        await pod.until(lambda: bool(pod.of(EventName.ADAPTER_ADOPTED)), 6)
         await pod.server.restart()
         await asyncio.sleep(30)
         assert pod.loads() == []
@@ -405,7 +406,7 @@ async def test_disk_that_cannot_be_written_refuses_requests(
             raise OSError(errno.ENOSPC, "No space left on device")
 
         with monkeypatch.context() as broken:
-            broken.setattr("lora_sidecar.disk.os.fsync", full)
+            broken.setattr("lora_sidecar.checkpoint.disk.os.fsync", full)
             for intent in (CHAT, Unload("sql"), Pause("x")):
                 answer = await ask(pod, intent, 60)
                 assert (answer.status, "No space left" in answer.message) == (503, True), answer
@@ -446,7 +447,7 @@ async def test_what_was_promised_is_kept_though_it_is_refused_later(make_pod: Po
     async with make_pod() as pod:
         pod.server.override(*LOAD, canned(500, rank, delay=30), times=None)
         assert (await ask(pod, CHAT, 10)).status == 202
-        await pod.until(lambda: bool(pod.of(Event.RESTORE_FAILED)), 60)
+        await pod.until(lambda: bool(pod.of(EventName.RESTORE_FAILED)), 60)
         await asyncio.sleep(1)
         (chat,) = pod.status.adapters
         assert (chat.state, "max_lora_rank" in chat.reason) == (AdapterState.PARKED, True)
@@ -475,7 +476,7 @@ async def test_load_of_a_quarantined_adapter(make_pod: PodMaker) -> None:
             await pod.server.engine.death()
             await asyncio.sleep(5)
             await pod.server.restart()
-        await pod.until(lambda: bool(pod.of(Event.RESTORE_QUARANTINED)), 30)
+        await pod.until(lambda: bool(pod.of(EventName.RESTORE_QUARANTINED)), 30)
         assert (await asked).status == 202
         answer = await ask(pod, CHAT)
         assert answer.status == 202

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from lora_sidecar.adapter_state import AdapterState
-from lora_sidecar.demo.fake_overrides import canned
-from lora_sidecar.demo.fake_vllm import FakeConfig
-from lora_sidecar.intents import Load, Pause, Unload
-from lora_sidecar.status import adapters_of
+from lora_sidecar.control.requests import Load, Pause, Unload
+from lora_sidecar.status.adapters import AdapterState
+from lora_sidecar.status.board import adapters_of
+from tests.fakes.overrides import canned
+from tests.fakes.vllm import FakeConfig
 from tests.simulation.conftest import Pod, PodMaker
 from tests.simulation.test_requests import ask
 from tests.simulation.test_sglang import LOAD, Making, make_sglang

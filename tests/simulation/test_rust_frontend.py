@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from lora_sidecar.adapter_state import AdapterState
-from lora_sidecar.demo.fake_vllm import FakeConfig
-from lora_sidecar.events import Event
-from lora_sidecar.model import Origin
-from lora_sidecar.status import adapters_of
-from lora_sidecar.work import ConditionType
+from lora_sidecar.core.conditions import ConditionType
+from lora_sidecar.core.events import EventName
+from lora_sidecar.core.model import Origin
+from lora_sidecar.status.adapters import AdapterState
+from lora_sidecar.status.board import adapters_of
+from tests.fakes.vllm import FakeConfig
 from tests.simulation.conftest import Pod, PodMaker
 from tests.support.adapters import SMALL, write_adapter
 
@@ -58,7 +58,7 @@ async def test_a_symbolic_link_is_no_drift(make_pod: PodMaker, linked: Path, tmp
             await pod.die()
             await pod.start()
         assert pod.loads() == ["sql"]
-    assert [one for one in pod.of(Event.DRIFT_DETECTED) if one.fields["replaced"]] == []
+    assert [one for one in pod.of(EventName.DRIFT_DETECTED) if one.fields["replaced"]] == []
 
 
 async def test_a_link_that_was_swung_is_loaded_from_where_it_points(
@@ -91,7 +91,7 @@ async def test_a_learned_adapter_comes_back_by_its_real_path(make_pod: PodMaker,
     write_adapter(tmp_path / "store" / "v1", **SMALL)
     async with make_pod(server=rust(tmp_path)) as pod:
         await pod.somebody_loads("chat", f"{tmp_path}/store/v1")
-        await pod.until(lambda: bool(pod.of(Event.ADAPTER_ADOPTED)), 6)
+        await pod.until(lambda: bool(pod.of(EventName.ADAPTER_ADOPTED)), 6)
         await pod.server.kill()
         await asyncio.sleep(10)
         await pod.server.start()
@@ -99,7 +99,7 @@ async def test_a_learned_adapter_comes_back_by_its_real_path(make_pod: PodMaker,
         await asyncio.sleep(30)
         assert pod.loads() == ["chat"]
         assert pod.status.desired.adapters["chat"].origin is Origin.LEARNED
-    assert pod.of(Event.ADAPTER_REPLACED) == []
+    assert pod.of(EventName.ADAPTER_REPLACED) == []
 
 
 @pytest.mark.parametrize("allowed", [(), ("store",)])

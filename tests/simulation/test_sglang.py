@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from lora_sidecar.adapter_state import AdapterState
-from lora_sidecar.config import Config, parse
-from lora_sidecar.demo.fake_overrides import canned
-from lora_sidecar.demo.fake_sglang import FakeSglang, SglangConfig
-from lora_sidecar.events import Event
-from lora_sidecar.status import adapters_of, unready
-from lora_sidecar.work import ConditionType, Phase
+from lora_sidecar.config.settings import Config, parse
+from lora_sidecar.core.conditions import ConditionType
+from lora_sidecar.core.events import EventName
+from lora_sidecar.reconcile.state import Phase
+from lora_sidecar.status.adapters import AdapterState
+from lora_sidecar.status.board import adapters_of, unready
+from tests.fakes.overrides import canned
+from tests.fakes.sglang import FakeSglang, SglangConfig
 from tests.simulation.conftest import Pod
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.looptime]
@@ -96,18 +97,18 @@ async def test_a_restart_of_sglang_restores_what_was_loaded(make_sglang: Making)
     async with make_sglang(TWO, start_delay=20, warmup=5) as pod:
         await pod.until_listed("sql", "chat")
         await pod.somebody_loads("learned")
-        await pod.until(lambda: bool(pod.of(Event.ADAPTER_ADOPTED)), 6)
+        await pod.until(lambda: bool(pod.of(EventName.ADAPTER_ADOPTED)), 6)
         await pod.sglang.kill()
         back = asyncio.create_task(pod.sglang.start())
         took = await pod.until(lambda: pod.sglang.running and not pod.sglang.starting, 40)
         assert 24 <= took <= 27
         assert await pod.until_listed("sql", "chat", "learned") < 1.0
         await back
-        await pod.until(lambda: bool(pod.of(Event.RECOVERY_COMPLETED)), 6)
-        (identified,) = pod.of(Event.SERVER_IDENTIFIED)
+        await pod.until(lambda: bool(pod.of(EventName.RECOVERY_COMPLETED)), 6)
+        (identified,) = pod.of(EventName.SERVER_IDENTIFIED)
     assert identified.fields["engine"] == "sglang"
-    assert pod.of(Event.RECOVERY_COMPLETED)[0].fields["restored"] == 3
-    assert len(pod.of(Event.SERVER_DOWN)) == 1
+    assert pod.of(EventName.RECOVERY_COMPLETED)[0].fields["restored"] == 3
+    assert len(pod.of(EventName.SERVER_DOWN)) == 1
 
 
 async def test_nothing_is_loaded_while_sglang_warms_up(make_sglang: Making) -> None:
@@ -117,7 +118,7 @@ async def test_nothing_is_loaded_while_sglang_warms_up(make_sglang: Making) -> N
         assert pod.loads() == []
         assert pod.status.work.server.phase is Phase.STARTING
         await pod.until_listed("sql", "chat", within=7)
-    assert pod.of(Event.SERVER_DOWN) == []
+    assert pod.of(EventName.SERVER_DOWN) == []
 
 
 async def test_a_pause_is_no_outage(make_sglang: Making) -> None:
@@ -130,8 +131,8 @@ async def test_a_pause_is_no_outage(make_sglang: Making) -> None:
         pod.sglang.override("GET", "/ready", None)
         await asyncio.sleep(20)
         assert sorted(pod.loads()) == ["chat", "sql"]
-    assert pod.of(Event.SERVER_DOWN) == []
-    assert pod.of(Event.SERVER_RESTARTED) == []
+    assert pod.of(EventName.SERVER_DOWN) == []
+    assert pod.of(EventName.SERVER_RESTARTED) == []
 
 
 async def test_more_adapters_than_the_limit_are_loaded_once_each(make_sglang: Making) -> None:
@@ -146,9 +147,9 @@ async def test_more_adapters_than_the_limit_are_loaded_once_each(make_sglang: Ma
             states = pod.states()
             assert [states[name] for name in NAMES] == [AdapterState.LISTED] * 8 + [AdapterState.EVICTED] * 12
             await pod.sglang.restart()
-        failed = pod.of(Event.RESTORE_FAILED)
+        failed = pod.of(EventName.RESTORE_FAILED)
     assert failed == []
-    assert pod.of(Event.ADAPTER_FORGOTTEN) == []
+    assert pod.of(EventName.ADAPTER_FORGOTTEN) == []
 
 
 async def test_requests_for_evicted_adapters_cause_no_load_of_ours(make_sglang: Making) -> None:
@@ -168,8 +169,8 @@ async def test_requests_for_evicted_adapters_cause_no_load_of_ours(make_sglang: 
         assert pod.loads() == []
         await pod.sglang.restart()
         await pod.until(lambda: sorted(pod.loads()) == NAMES[:10], 30)
-    assert pod.of(Event.ADAPTER_FORGOTTEN) == []
-    assert len(pod.of(Event.SERVER_RESTARTED)) == 1
+    assert pod.of(EventName.ADAPTER_FORGOTTEN) == []
+    assert len(pod.of(EventName.SERVER_RESTARTED)) == 1
 
 
 async def test_an_evicted_adapter_stays_evicted_when_there_is_room_again(make_sglang: Making) -> None:
@@ -178,14 +179,14 @@ async def test_an_evicted_adapter_stays_evicted_when_there_is_room_again(make_sg
     async with make_sglang(settings=settings, max_loaded_loras=2) as pod:
         for name in NAMES[:2]:
             await pod.somebody_loads(name)
-        await pod.until(lambda: len(pod.of(Event.ADAPTER_ADOPTED)) == 2, 6)
+        await pod.until(lambda: len(pod.of(EventName.ADAPTER_ADOPTED)) == 2, 6)
         await pod.somebody_loads("stranger")
         await asyncio.sleep(20)
         del pod.sglang.registry["stranger"]
         await asyncio.sleep(60)
         assert pod.loads() == []
         assert pod.states() == {"a00": AdapterState.EVICTED, "a01": AdapterState.LISTED}
-    assert pod.of(Event.ADAPTER_FORGOTTEN) == []
+    assert pod.of(EventName.ADAPTER_FORGOTTEN) == []
 
 
 async def test_a_deliberate_unload_is_respected_where_nothing_is_evicted(make_sglang: Making) -> None:
@@ -193,23 +194,23 @@ async def test_a_deliberate_unload_is_respected_where_nothing_is_evicted(make_sg
     async with make_sglang(max_loaded_loras=8) as pod:
         for name in NAMES[:2]:
             await pod.somebody_loads(name)
-        await pod.until(lambda: len(pod.of(Event.ADAPTER_ADOPTED)) == 2, 6)
+        await pod.until(lambda: len(pod.of(EventName.ADAPTER_ADOPTED)) == 2, 6)
         del pod.sglang.registry["a00"]
-        await pod.until(lambda: bool(pod.of(Event.ADAPTER_FORGOTTEN)), 12)
+        await pod.until(lambda: bool(pod.of(EventName.ADAPTER_FORGOTTEN)), 12)
         await asyncio.sleep(60)
         assert pod.loads() == []
-    assert pod.of(Event.ADAPTER_FORGOTTEN)[0].fields["evidence"] == "start_time"
+    assert pod.of(EventName.ADAPTER_FORGOTTEN)[0].fields["evidence"] == "start_time"
 
 
 async def test_a_restart_too_quick_to_see_is_told_by_the_start_up_times(make_sglang: Making) -> None:
     """One adapter lost between two heartbeats is restored: the new life took another time to start."""
     async with make_sglang(random_seed=7) as pod:
         await pod.somebody_loads("chat")
-        await pod.until(lambda: bool(pod.of(Event.ADAPTER_ADOPTED)), 6)
+        await pod.until(lambda: bool(pod.of(EventName.ADAPTER_ADOPTED)), 6)
         await pod.sglang.restart()
         await pod.until_listed("chat", within=7)
-    assert pod.of(Event.ADAPTER_FORGOTTEN) == []
-    assert pod.of(Event.SERVER_RESTARTED)[0].fields["evidence"] == "start_time"
+    assert pod.of(EventName.ADAPTER_FORGOTTEN) == []
+    assert pod.of(EventName.SERVER_RESTARTED)[0].fields["evidence"] == "start_time"
 
 
 async def test_an_old_sglang_costs_few_health_checks(make_sglang: Making) -> None:
@@ -222,7 +223,7 @@ async def test_an_old_sglang_costs_few_health_checks(make_sglang: Making) -> Non
         assert pod.sglang.generated == before
         await pod.sglang.restart()
         await pod.until_listed("sql", "chat")
-    assert pod.of(Event.RESTORE_FAILED) == []
+    assert pod.of(EventName.RESTORE_FAILED) == []
 
 
 async def test_with_two_keys_each_request_carries_its_own(make_sglang: Making, tmp_path: Path) -> None:
@@ -243,7 +244,7 @@ async def test_a_missing_admin_key_is_named(make_sglang: Making, tmp_path: Path)
     """With the API key alone loads are refused: the condition says which key is missing, and no adapter is blamed."""
     (tmp_path / "api").write_text("secret-a\n")
     async with make_sglang(TWO, keys=(f"{tmp_path}/api", ""), **KEYS) as pod:
-        await pod.until(lambda: bool(pod.of(Event.CONDITION_RAISED)), 10)
+        await pod.until(lambda: bool(pod.of(EventName.CONDITION_RAISED)), 10)
         message = pod.condition(ConditionType.LOADING_REFUSED)
         assert message is not None
         assert "admin_api_key_file" in message
@@ -263,7 +264,7 @@ async def test_released_memory_cannot_be_seen_so_nothing_is_loaded(make_sglang: 
 async def test_replicas_are_named_instead_of_asked(make_sglang: Making) -> None:
     """With data-parallel replicas no load is sent that could only end in an internal error, and the reason is told."""
     async with make_sglang(TWO, dp_size=2) as pod:
-        await pod.until(lambda: bool(pod.of(Event.CONDITION_RAISED)), 10)
+        await pod.until(lambda: bool(pod.of(EventName.CONDITION_RAISED)), 10)
         assert pod.loads() == []
         message = pod.condition(ConditionType.LOADING_REFUSED)
         assert message is not None

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import trustme
 
-from lora_sidecar.demo.fake_vllm import FakeConfig, canned, hang
-from lora_sidecar.events import Event
-from lora_sidecar.work import Phase
+from lora_sidecar.core.events import EventName
+from lora_sidecar.reconcile.state import Phase
+from tests.fakes.vllm import FakeConfig, canned, hang
 from tests.simulation.conftest import Pod, PodMaker
 
 pytestmark = pytest.mark.looptime
@@ -46,7 +46,7 @@ async def settled(pod: Pod, *names: str) -> None:
     for name in names:
         await pod.somebody_loads(name)
     pod.watch.look()
-    await pod.until(lambda: len(pod.of(Event.ADAPTER_ADOPTED)) == len(names), 6)
+    await pod.until(lambda: len(pod.of(EventName.ADAPTER_ADOPTED)) == len(names), 6)
     for _ in range(2):
         pod.watch.look()
         await asyncio.sleep(0.5)
@@ -59,8 +59,8 @@ async def test_a_death_is_known_at_once(make_pod: PodMaker, tmp_path: Path, over
         await settled(pod, "chat")
         died = pod.now
         await pod.server.kill()
-        await pod.until(lambda: bool(pod.of(Event.SERVER_DOWN)), 1)
-        assert pod.of(Event.SERVER_DOWN)[0].at - died <= 0.02
+        await pod.until(lambda: bool(pod.of(EventName.SERVER_DOWN)), 1)
+        assert pod.of(EventName.SERVER_DOWN)[0].at - died <= 0.02
 
 
 async def test_a_server_that_answers_a_little_longer_is_looked_at_again(make_pod: PodMaker) -> None:
@@ -70,7 +70,7 @@ async def test_a_server_that_answers_a_little_longer_is_looked_at_again(make_pod
         await pod.until(lambda: pod.proxy.silent == 1, 60)
         await asyncio.sleep(0.05)
         await pod.server.kill()
-        await pod.until(lambda: bool(pod.of(Event.SERVER_DOWN)), 1)
+        await pod.until(lambda: bool(pod.of(EventName.SERVER_DOWN)), 1)
 
 
 async def test_unloading_everything_in_one_life_is_deliberate(make_pod: PodMaker) -> None:
@@ -80,9 +80,9 @@ async def test_unloading_everything_in_one_life_is_deliberate(make_pod: PodMaker
         await settled(pod, "a", "b", "c")
         for name in ("a", "b", "c"):
             pod.somebody_unloads(name)
-        await pod.until(lambda: len(pod.of(Event.ADAPTER_FORGOTTEN)) == 3, 12)
+        await pod.until(lambda: len(pod.of(EventName.ADAPTER_FORGOTTEN)) == 3, 12)
         await asyncio.sleep(60)
-        assert {one.fields["evidence"] for one in pod.of(Event.ADAPTER_FORGOTTEN)} == {"silent_connection"}
+        assert {one.fields["evidence"] for one in pod.of(EventName.ADAPTER_FORGOTTEN)} == {"silent_connection"}
         assert pod.loads() == []
 
 
@@ -94,7 +94,7 @@ async def test_a_restart_without_a_start_time_is_a_restart(make_pod: PodMaker) -
         await pod.server.restart()
         pod.server.override(*METRICS, NO_METRICS, times=None)
         await pod.until_listed("a", "b", within=3)
-        assert pod.of(Event.ADAPTER_FORGOTTEN) == []
+        assert pod.of(EventName.ADAPTER_FORGOTTEN) == []
 
 
 async def test_an_unload_while_the_server_was_too_busy_to_answer(make_pod: PodMaker) -> None:
@@ -106,9 +106,9 @@ async def test_an_unload_while_the_server_was_too_busy_to_answer(make_pod: PodMa
         pod.server.override("GET", "/health", hang, times=4)
         await pod.until(lambda: pod.status.work.server.phase is Phase.DOWN, 20)
         pod.somebody_unloads("a")
-        await pod.until(lambda: bool(pod.of(Event.ADAPTER_FORGOTTEN)), 30)
+        await pod.until(lambda: bool(pod.of(EventName.ADAPTER_FORGOTTEN)), 30)
         await asyncio.sleep(30)
-        assert pod.of(Event.SERVER_RESTARTED) == []
+        assert pod.of(EventName.SERVER_RESTARTED) == []
         assert pod.loads() == []
 
 
@@ -119,7 +119,7 @@ async def test_a_server_that_closes_silent_connections_is_left_alone(make_pod: P
         told = len(pod.happened)
         await asyncio.sleep(120)
         assert pod.proxy.silent == 2
-        assert [one.event for one in pod.happened[told:] if one.event is not Event.HEARTBEAT_COMPLETED] == []
+        assert [one.event for one in pod.happened[told:] if one.event is not EventName.HEARTBEAT_COMPLETED] == []
         await pod.server.restart()
         await pod.until_listed("chat", within=6)
         await asyncio.sleep(120)
@@ -137,4 +137,4 @@ async def test_a_connection_that_outlives_the_server_proves_nothing(make_pod: Po
         for name in ("a", "b"):
             pod.somebody_unloads(name)
         await pod.until_listed("a", "b", within=12)
-        assert pod.of(Event.ADAPTER_FORGOTTEN) == []
+        assert pod.of(EventName.ADAPTER_FORGOTTEN) == []

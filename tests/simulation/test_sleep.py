@@ -5,9 +5,9 @@ import random
 
 import pytest
 
-from lora_sidecar.demo.fake_vllm import FakeConfig
-from lora_sidecar.events import Event
-from lora_sidecar.work import ConditionType
+from lora_sidecar.core.conditions import ConditionType
+from lora_sidecar.core.events import EventName
+from tests.fakes.vllm import FakeConfig
 from tests.simulation.conftest import LOAD, Pod, PodMaker
 
 pytestmark = pytest.mark.looptime
@@ -67,7 +67,7 @@ async def test_a_sleep_is_no_outage(make_pod: PodMaker) -> None:
         await pod.until(lambda: any(c.type is ConditionType.ENGINE_ASLEEP for c in pod.status.conditions), 20)
         await asyncio.sleep(600)
         assert "a0" not in pod.server.adapters
-        assert pod.of(Event.SERVER_DOWN) == pod.of(Event.RECOVERY_COMPLETED) == []
+        assert pod.of(EventName.SERVER_DOWN) == pod.of(EventName.RECOVERY_COMPLETED) == []
         assert pod.status.failing == ""
         pod.server.asleep = None
         await pod.until_listed(*NAMES, within=10)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from lora_sidecar.demo.fake_vllm import Answer, FakeConfig
-from lora_sidecar.events import Event
-from lora_sidecar.work import Phase
+from lora_sidecar.core.events import EventName
+from lora_sidecar.reconcile.state import Phase
+from tests.fakes.vllm import Answer, FakeConfig
 from tests.simulation.conftest import Pod, PodMaker
 from tests.support.adapters import SMALL, WEIGHTS, write_adapter
 
@@ -34,7 +34,7 @@ def probes(pod: Pod) -> list[str]:
 
 async def proven(pod: Pod, count: int = 1) -> None:
     """Wait until everything listed was decided so many times."""
-    await pod.until(lambda: len(pod.of(Event.VERIFICATION_COMPLETED)) >= count, 120)
+    await pod.until(lambda: len(pod.of(EventName.VERIFICATION_COMPLETED)) >= count, 120)
 
 
 def dies_of(pod: Pod, name: str) -> Answer:
@@ -64,7 +64,7 @@ async def test_every_adapter_is_proven_after_a_restore_and_then_in_turn(make_pod
         await pod.until_listed("one", "two")
         await proven(pod)
         assert probes(pod) == ["base", "one", "base", "two"]
-        assert pod.of(Event.VERIFICATION_COMPLETED)[0].fields["proven"] == 2
+        assert pod.of(EventName.VERIFICATION_COMPLETED)[0].fields["proven"] == 2
         began = len(probes(pod))
         took = await pod.until(lambda: len(probes(pod)) >= began + 8, 2000)
         # Never quicker; slower at times, since virtual time goes on while a real socket is waited for.
@@ -234,4 +234,4 @@ async def test_a_probe_of_a_former_path_that_kills_the_server_accuses_nobody(mak
         await pod.server.start()
         await pod.until_listed("one", "two")
         assert pod.status.desired.suspects == {}
-        assert pod.of(Event.RESTORE_SUSPECTED) == []
+        assert pod.of(EventName.RESTORE_SUSPECTED) == []

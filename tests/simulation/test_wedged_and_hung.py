@@ -5,8 +5,8 @@ from contextlib import suppress
 
 import pytest
 
-from lora_sidecar.demo.fake_vllm import FakeConfig
-from lora_sidecar.work import Phase
+from lora_sidecar.reconcile.state import Phase
+from tests.fakes.vllm import FakeConfig
 from tests.simulation.conftest import Pod, PodMaker
 
 pytestmark = pytest.mark.looptime

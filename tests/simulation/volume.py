@@ -15,10 +15,10 @@ from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
 
-from lora_sidecar.checkpoint import Loaded, Store
-from lora_sidecar.codec import Checkpoint, Format
-from lora_sidecar.disk import Disk
-from lora_sidecar.offload import Offloader
+from lora_sidecar.checkpoint.decode import Checkpoint, Format
+from lora_sidecar.checkpoint.disk import Disk
+from lora_sidecar.checkpoint.store import Loaded, Store
+from lora_sidecar.threads import BlockingCall
 from tests.support.disks import Platter
 
 T = TypeVar("T")
@@ -139,7 +139,7 @@ class WatchedStore(Store):
         return loaded
 
 
-class VirtualOffloader(Offloader):
+class VirtualCall(BlockingCall):
     """Blocking work on virtual time: it takes as long as the volume says, and goes on after its deadline."""
 
     def __init__(self, name: str, volume: Volume) -> None:
@@ -148,7 +148,7 @@ class VirtualOffloader(Offloader):
         self._works: set[asyncio.Future[Any]] = set()
 
     async def run(self, function: Callable[[], T], deadline: float) -> T:
-        """Call the function; see `Offloader.run`."""
+        """Call the function; see `BlockingCall.run`."""
         if self._volume.seconds <= 0.0 and not self._works:
             return function()
         if self._works:
@@ -170,7 +170,7 @@ class VirtualOffloader(Offloader):
         return function()
 
     async def settle(self, deadline: float) -> bool:
-        """See `Offloader.settle`."""
+        """See `BlockingCall.settle`."""
         if self._works:
             await asyncio.wait(self._works, timeout=deadline)
         return not self._works

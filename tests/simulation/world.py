@@ -15,19 +15,21 @@ from typing import Any, TypeVar
 
 from msgspec import Struct
 
-from lora_sidecar.config import Config, parse
-from lora_sidecar.engines import unlimited, vllm
-from lora_sidecar.events import Fact, Level
-from lora_sidecar.keeper import Keeper
-from lora_sidecar.model import Accepted, Adapter, Failure, Withheld
-from lora_sidecar.offload import Offloader
-from lora_sidecar.status import Board, ServerStatus, not_live
-from lora_sidecar.watch import Clockwork, Watch
-from lora_sidecar.work import Plan
+from lora_sidecar.checkpoint.manager import CheckpointManager
+from lora_sidecar.config.settings import Config, parse
+from lora_sidecar.controller import Clock, ServerController
+from lora_sidecar.core.events import Event, Level
+from lora_sidecar.core.model import Adapter
+from lora_sidecar.core.outcomes import Accepted, Failure, LoadDeferred
+from lora_sidecar.engines import vllm
+from lora_sidecar.engines.base import unlimited
+from lora_sidecar.reconcile.state import Plan
+from lora_sidecar.status.board import Board, ServerStatus, not_live
+from lora_sidecar.threads import BlockingCall
 from tests.simulation.network import Network
 from tests.simulation.oracle import Oracle, ViolationError
 from tests.simulation.server import Server, Shelf, Start
-from tests.simulation.volume import DiedError, LifeDisk, VirtualOffloader, Volume, WatchedStore
+from tests.simulation.volume import DiedError, LifeDisk, VirtualCall, Volume, WatchedStore
 
 T = TypeVar("T")
 
@@ -72,7 +74,7 @@ class _Vllm(vllm.Vllm):
 
     async def load(
         self, adapter: Adapter, incarnation: int, room: Callable[[], bool] = unlimited
-    ) -> Accepted | Failure | Withheld | None:
+    ) -> Accepted | Failure | LoadDeferred | None:
         self.world.check(self.world.oracle.load_sent, adapter, incarnation)
         result = await super().load(adapter, incarnation, room)
         self.world.say("sidecar", f"load of {adapter.name} from {adapter.path} ended: {result}")
@@ -80,7 +82,7 @@ class _Vllm(vllm.Vllm):
         return result
 
 
-class _AtOnce(Offloader):
+class _AtOnce(BlockingCall):
     """Reads adapters' files where it is asked to: none of these adapters can be seen by the sidecar."""
 
     async def run(self, function: Callable[[], T], deadline: float) -> T:
@@ -97,14 +99,14 @@ class Sidecar:
         now = asyncio.get_running_loop().time
         config = world.config
         self.disk = LifeDisk(world.volume, world.died)
-        self._offloader = VirtualOffloader("checkpoint", world.volume)
+        self._offloader = VirtualCall("checkpoint", world.volume)
         self._store = WatchedStore(world.volume, self.disk, config.checkpoint.format, world)
-        self._keeper = Keeper(self._store, config.checkpoint.timeout, now, self._offloader)
+        self._keeper = CheckpointManager(self._store, config.checkpoint.timeout, now, self._offloader)
         self._engine = _Vllm(config.servers[0], config, now)
         self._engine.world = world
         self.board = _Board(world)
-        clock = Clockwork(now, world.chance.random, _AtOnce)
-        self.watch = Watch("vllm", config, self._engine, self._keeper, self.board, self._report, clock)
+        clock = Clock(now, world.chance.random, _AtOnce)
+        self.watch = ServerController("vllm", config, self._engine, self._keeper, self.board, self._report, clock)
         offer = self.watch.restorer.offer
 
         def offered(plan: Plan) -> None:
@@ -127,7 +129,7 @@ class Sidecar:
             group.create_task(self.watch.unloader.run())
             group.create_task(self.watch.retirer.run())
 
-    def _report(self, *facts: Fact) -> None:
+    def _report(self, *facts: Event) -> None:
         self.board.note("vllm", self._world.now, facts)
         self._world.happened(*facts)
 
@@ -249,7 +251,7 @@ class World:
             sidecar.dying = True
             asyncio.get_running_loop().call_soon(sidecar.kill)
 
-    def happened(self, *facts: Fact) -> None:
+    def happened(self, *facts: Event) -> None:
         """The sidecar reported facts."""
         for fact in facts:
             self.counts[fact.event.value] += 1

@@ -24,14 +24,14 @@ from typing import Any
 import aiohttp
 from msgspec import Struct
 
-from lora_sidecar.adapter_state import AdapterState
+from lora_sidecar.status.adapters import AdapterState
 from tests.support.http_client import Api
 from tests.support.servers import Kind, RunningServer, ServerSpec
 from tests.support.sidecar import Sidecar, eventually, settings
 
 _PRELUDE = """
 import asyncio
-from lora_sidecar.ops.metrics import Metrics
+from lora_sidecar.api.metrics import Metrics
 text = Metrics.text
 Metrics.text = lambda self: b"tasks %d\\n" % len(asyncio.all_tasks()) + text(self)
 """

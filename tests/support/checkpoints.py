@@ -6,8 +6,8 @@ import hashlib
 import json
 from typing import Any
 
-from lora_sidecar.codec import Checkpoint, Format
-from lora_sidecar.model import Adapter, Desired, Incarnation, Origin
+from lora_sidecar.checkpoint.decode import Checkpoint, Format
+from lora_sidecar.core.model import Adapter, Desired, Incarnation, Origin
 
 PAYLOAD: dict[str, Any] = {
     "version": 1,

@@ -6,34 +6,18 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from lora_sidecar.attempts import Clock, pardon
-from lora_sidecar.config import AdapterConfig, AdoptConfig, BackoffConfig, HeartbeatConfig
-from lora_sidecar.desired import declare
-from lora_sidecar.events import Event, Fact
-from lora_sidecar.model import (
-    Accepted,
-    Adapter,
-    BaseModel,
-    Desired,
-    Failure,
-    FailureKind,
-    Files,
-    Incarnation,
-    Listed,
-    Observation,
-    Observed,
-    Origin,
-    Outcome,
-    Reason,
-    Result,
-    Retired,
-    Unknown,
-    Unloaded,
-)
-from lora_sidecar.policy import Policy
-from lora_sidecar.reconcile import reconcile
-from lora_sidecar.replacement import Rule
-from lora_sidecar.work import Around, Condition, ConditionType, Plan, ServerState, Verdict, Work
+from lora_sidecar.config.settings import AdapterConfig, AdoptConfig, BackoffConfig, HeartbeatConfig
+from lora_sidecar.core.conditions import Condition, ConditionType
+from lora_sidecar.core.events import Event, EventName
+from lora_sidecar.core.model import Adapter, Desired, Incarnation, Origin
+from lora_sidecar.core.observation import BaseModel, Files, Listed, Observation, Observed, Reason, Unknown
+from lora_sidecar.core.outcomes import Accepted, Failure, FailureKind, Outcome, Result, Retired, Unloaded
+from lora_sidecar.reconcile.desired import declare
+from lora_sidecar.reconcile.loads import Now, pardon
+from lora_sidecar.reconcile.policy import Policy
+from lora_sidecar.reconcile.reconcile import reconcile
+from lora_sidecar.reconcile.replacement import Rule
+from lora_sidecar.reconcile.state import Around, Plan, ServerState, State, Verdict
 
 BASE = BaseModel("base", "/models/base")
 BORN = 100.0
@@ -43,7 +27,7 @@ START = 1_000.0
 BEAT = 5.0
 NOW = 1_000.0
 RULE = BackoffConfig()
-CLOCK = Clock(NOW, 0.0)
+CLOCK = Now(NOW, 0.0)
 """For what is tested a step at a time: a moment, the default backoff, and a clock that stands there."""
 NOTHING = Desired(adapters={}, incarnation=Incarnation(0))
 
@@ -111,9 +95,9 @@ class World:
         self.desired = known
         self.policy = policy or rules()
         self.now = START
-        self.work = Work(server=ServerState(since=START))
+        self.work = State(server=ServerState(since=START))
         self.jitter = jitter
-        self.facts: list[Fact] = []
+        self.facts: list[Event] = []
         self.plan = Plan(known, self.work, Verdict.UNKNOWN)
         self._outcomes: list[Outcome] = []
         self._unloaded: list[Retired | Unloaded] = []
@@ -133,7 +117,7 @@ class World:
     def beat(self, seen: Observation) -> Plan:
         """One heartbeat with any observation."""
         outcomes, self._outcomes = tuple(self._outcomes), []
-        clock = Clock(self.now, self.jitter)
+        clock = Now(self.now, self.jitter)
         unloaded, self._unloaded = tuple(self._unloaded), []
         around = Around(self.under_way, dict(self.files))
         self.plan = reconcile(
@@ -178,7 +162,7 @@ class World:
 
     def restart_ourselves(self) -> None:
         """Our own process dies and comes back: only what is durable is left."""
-        self.work = Work(server=ServerState(since=self.now))
+        self.work = State(server=ServerState(since=self.now))
         self._outcomes = []
 
     def declare(self, *declared: AdapterConfig) -> None:
@@ -198,7 +182,7 @@ class World:
         """The names that the newest plan loads, in order."""
         return [one.name for one in self.plan.restores]
 
-    def told(self, event: Event) -> list[dict[str, Any]]:
+    def told(self, event: EventName) -> list[dict[str, Any]]:
         """The fields of every fact of that name so far."""
         return [dict(fact.fields) for fact in self.facts if fact.event is event]
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 
-from lora_sidecar.disk import Disk
+from lora_sidecar.checkpoint.disk import Disk
 
 
 class Steps(Disk):

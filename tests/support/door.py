@@ -11,8 +11,8 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Self
 
-from lora_sidecar.demo.fake_listening import bind_tcp
-from lora_sidecar.demo.port import Port
+from tests.fakes.listening import bind_tcp
+from tests.fakes.port import Port
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]
 

@@ -97,7 +97,7 @@ class ServerSpec(Struct, frozen=True, kw_only=True):
                 flags += ["--runtime-lora" if self.runtime_lora else "--no-runtime-lora"]
                 flags += ["--dev-mode"] if self.dev_mode else []
                 return [
-                    *(sys.executable, "-m", "lora_sidecar.demo.fake_process", "--model", str(self.model)),
+                    *(sys.executable, "-m", "tests.fakes.process", "--model", str(self.model)),
                     *flags,
                     *self.fake_flags,
                 ]

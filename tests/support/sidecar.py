@@ -22,7 +22,7 @@ import aiohttp
 import yaml
 from msgspec import Struct
 
-from lora_sidecar.events import Event
+from lora_sidecar.core.events import EventName
 from tests.support.http_client import Api, Reply
 
 DEADLINE = 20.0
@@ -35,7 +35,7 @@ import json, os
 def tell(**fields):
     os.write(1, json.dumps({"event": "daemon.started"} | fields).encode() + b"\\n")
 """
-_MAIN = "import sys\nfrom lora_sidecar.cli import main\nsys.exit(main(sys.argv[1:]))\n"
+_MAIN = "import sys\nfrom lora_sidecar.cli.main import main\nsys.exit(main(sys.argv[1:]))\n"
 
 Line = Mapping[str, Any]
 T = TypeVar("T")
@@ -166,7 +166,7 @@ class Sidecar:
             self._lives.append(text)
             try:
                 line = json.loads(text)
-                Event(line["event"])
+                EventName(line["event"])
             except (ValueError, KeyError, TypeError):
                 self.strays.append(text)
             else:

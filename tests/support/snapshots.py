@@ -5,23 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from lora_sidecar.events import Event, info, warning
-from lora_sidecar.model import (
-    Adapter,
-    BaseModel,
-    Desired,
-    Failure,
-    FailureKind,
-    Incarnation,
-    Listed,
-    Observed,
-    Origin,
-    Withdrawn,
-)
-from lora_sidecar.model import Reason as Why
-from lora_sidecar.status import Board, ServerStatus
-from lora_sidecar.verification import Trials
-from lora_sidecar.work import Attempt, Condition, ConditionType, Phase, ServerState, Verdict, Work
+from lora_sidecar.core.conditions import Condition, ConditionType
+from lora_sidecar.core.events import EventName, info, warning
+from lora_sidecar.core.model import Adapter, Desired, Incarnation, Origin, Withdrawn
+from lora_sidecar.core.observation import BaseModel, Listed, Observed
+from lora_sidecar.core.observation import Reason as Why
+from lora_sidecar.core.outcomes import Failure, FailureKind
+from lora_sidecar.reconcile.state import Attempt, Phase, ServerState, State, Verdict
+from lora_sidecar.reconcile.verification import Trials
+from lora_sidecar.status.board import Board, ServerStatus
 
 HOSTILE = (
     "<script>document.title='owned'</script>",
@@ -59,7 +51,7 @@ def a_status(
     cards = tuple(Listed(one, f"/adapters/{one}", "base") for one in listed)
     last = Observed(at, (BaseModel("base", "/models/base"),), cards, 1.0, runtime_loading=True)
     failure = Failure(FailureKind.ADAPTER, "LoRA rank 64 is greater than max_lora_rank 16", 500)
-    work = Work(
+    work = State(
         server=ServerState(phase, at, None if phase is Phase.UP else Why.REFUSED, detail, last_good=at),
         last=last,
         attempts={one: Attempt(failures=1, failure=failure) for one in failing},
@@ -86,13 +78,13 @@ def a_status(
 def a_board(*, hostile: bool = False, **status: Any) -> Board:
     """A board with one server and an event or two; with `hostile`, whatever can have a text has a bad one."""
     board = Board(("vllm",), 0.0)
-    board.note("", 1.0, [info(Event.DAEMON_STARTED, version="0.1.0")])
+    board.note("", 1.0, [info(EventName.DAEMON_STARTED, version="0.1.0")])
     if not hostile:
         board.publish(a_status(**status))
         return board
     held = tuple(Condition(ConditionType.ADAPTER_FAILING, text, text) for text in HOSTILE[:1])
-    facts = [warning(Event.RESTORE_FAILED, adapter=text, message=text) for text in HOSTILE]
-    board.note("vllm", 49.0, [*facts, warning(Event.SERVER_DOWN, detail=HOSTILE[0])])
+    facts = [warning(EventName.RESTORE_FAILED, adapter=text, message=text) for text in HOSTILE]
+    board.note("vllm", 49.0, [*facts, warning(EventName.SERVER_DOWN, detail=HOSTILE[0])])
     board.config_conditions = (Condition(ConditionType.CONFIG_REJECTED, "\n".join(HOSTILE), HOSTILE[1]),)
     names = {"adapters": HOSTILE, "listed": HOSTILE[::2], "failing": HOSTILE[1::2], "required": HOSTILE[:2]}
     board.publish(a_status(**{**names, "conditions": held, "detail": HOSTILE[3], **status}))

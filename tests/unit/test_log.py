@@ -11,8 +11,8 @@ from typing import Any, TextIO
 import pytest
 import structlog
 
-from lora_sidecar.events import Event, Fact, Level, info, warning
-from lora_sidecar.log import Journal, Sink, configure, set_level
+from lora_sidecar.core.events import Event, EventName, Level, info, warning
+from lora_sidecar.log import EventLog, NonBlockingWriter, configure, set_level
 
 STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
@@ -46,7 +46,7 @@ def _structlog_as_before() -> Iterator[None]:
     structlog.reset_defaults()
 
 
-class Clock:
+class Now:
     """A loop's clock that stands still until it is set."""
 
     def __init__(self) -> None:
@@ -57,18 +57,18 @@ class Clock:
         return self.now
 
 
-def written(pipe: Pipe, write: Callable[[Journal, Clock], None], level: str = "info") -> list[dict[str, Any]]:
+def written(pipe: Pipe, write: Callable[[EventLog, Now], None], level: str = "info") -> list[dict[str, Any]]:
     """The lines that `write` makes a journal log, read as JSON."""
     sink = configure(level, "json", pipe.writer)
-    clock = Clock()
-    write(Journal(clock, server="vllm"), clock)
+    clock = Now()
+    write(EventLog(clock, server="vllm"), clock)
     sink.close()
     return [json.loads(line) for line in pipe.rest()]
 
 
 def test_one_line_a_fact(pipe: Pipe) -> None:
     """A fact is one line of JSON: when, how loud, what, of which server, and its fields in their order."""
-    (line,) = written(pipe, lambda journal, _: journal.write(info(Event.SERVER_UP, after="down", errors=3)))
+    (line,) = written(pipe, lambda journal, _: journal.write(info(EventName.SERVER_UP, after="down", errors=3)))
 
     assert list(line) == ["timestamp", "level", "event", "server", "after", "errors"]
     assert STAMP.fullmatch(line["timestamp"])
@@ -78,7 +78,7 @@ def test_one_line_a_fact(pipe: Pipe) -> None:
 
 def test_every_event_keeps_its_name_and_level(pipe: Pipe) -> None:
     """Each event is written under its own name, at its own level."""
-    facts = [Fact(event, level, {}) for event in Event for level in Level]
+    facts = [Event(event, level, {}) for event in EventName for level in Level]
 
     lines = written(pipe, lambda journal, _: journal.write(*facts), "debug")
 
@@ -88,7 +88,7 @@ def test_every_event_keeps_its_name_and_level(pipe: Pipe) -> None:
 @pytest.mark.parametrize("nasty", ['a\nb\r\x00\x1b[31m"\\', "\u2028 ü 😀", "half a pair: \ud800", "\udcff.yaml"])
 def test_strange_text_stays_in_one_line(pipe: Pipe, nasty: str) -> None:
     """A value from outside can neither begin a line of its own nor end the process by its encoding."""
-    (line,) = written(pipe, lambda journal, _: journal.write(info(Event.SERVER_UP, detail=nasty)))
+    (line,) = written(pipe, lambda journal, _: journal.write(info(EventName.SERVER_UP, detail=nasty)))
 
     assert line["detail"] == nasty
 
@@ -97,7 +97,7 @@ def test_values_that_json_does_not_know(pipe: Pipe) -> None:
     """Whatever stands in a field is written somehow: a log never raises."""
     fields: dict[str, Any] = {"nan": float("nan"), "set": {"a"}, "object": object, "large": 10**30, "bytes": b"x"}
 
-    (line,) = written(pipe, lambda journal, _: journal.write(Fact(Event.SERVER_UP, Level.INFO, fields)))
+    (line,) = written(pipe, lambda journal, _: journal.write(Event(EventName.SERVER_UP, Level.INFO, fields)))
 
     assert line.keys() >= fields.keys()
 
@@ -105,8 +105,8 @@ def test_values_that_json_does_not_know(pipe: Pipe) -> None:
 def test_times_of_the_loop_become_dates(pipe: Pipe) -> None:
     """A field that ends in _at is a time of the loop's clock and is written as a date; other numbers stay."""
 
-    def write(journal: Journal, clock: Clock) -> None:
-        journal.write(info(Event.RECOVERY_COMPLETED, down_at=clock.now - 60.0, up_at=None, seconds=60.0))
+    def write(journal: EventLog, clock: Now) -> None:
+        journal.write(info(EventName.RECOVERY_COMPLETED, down_at=clock.now - 60.0, up_at=None, seconds=60.0))
 
     before = datetime.now(UTC)
     (line,) = written(pipe, write)
@@ -120,9 +120,9 @@ def test_times_of_the_loop_become_dates(pipe: Pipe) -> None:
 def test_repeats_are_thinned_out_with_their_count(pipe: Pipe) -> None:
     """A failure that repeats is told at once, then every 30 s with how often it was left out."""
 
-    def write(journal: Journal, clock: Clock) -> None:
+    def write(journal: EventLog, clock: Now) -> None:
         for _second in range(61):
-            journal.write(warning(Event.PROBE_FAILED, repeats="timeout", at=clock.now))
+            journal.write(warning(EventName.PROBE_FAILED, repeats="timeout", at=clock.now))
             clock.now += 1.0
 
     lines = written(pipe, write)
@@ -134,13 +134,13 @@ def test_repeats_are_thinned_out_with_their_count(pipe: Pipe) -> None:
 def test_another_failure_is_no_repeat(pipe: Pipe) -> None:
     """Failures of different kinds do not hide each other, nor do events that are no repeats."""
 
-    def write(journal: Journal, _: Clock) -> None:
+    def write(journal: EventLog, _: Now) -> None:
         for _round in range(2):
             journal.write(
-                warning(Event.PROBE_FAILED, repeats="timeout"),
-                warning(Event.PROBE_FAILED, repeats="reset"),
-                warning(Event.RESTORE_FAILED, repeats="timeout"),
-                info(Event.SERVER_UP),
+                warning(EventName.PROBE_FAILED, repeats="timeout"),
+                warning(EventName.PROBE_FAILED, repeats="reset"),
+                warning(EventName.RESTORE_FAILED, repeats="timeout"),
+                info(EventName.SERVER_UP),
             )
 
     names = [line["event"] for line in written(pipe, write)]
@@ -150,12 +150,12 @@ def test_another_failure_is_no_repeat(pipe: Pipe) -> None:
 
 def test_endless_kinds_of_repeats(pipe: Pipe) -> None:
     """What is remembered of repeats is bounded, however many kinds of them there are."""
-    journals: list[Journal] = []
+    journals: list[EventLog] = []
 
-    def write(journal: Journal, _: Clock) -> None:
+    def write(journal: EventLog, _: Now) -> None:
         journals.append(journal)
         for number in range(5000):
-            journal.write(Fact(Event.PROBE_FAILED, Level.DEBUG, {}, repeats=str(number)))
+            journal.write(Event(EventName.PROBE_FAILED, Level.DEBUG, {}, repeats=str(number)))
 
     written(pipe, write)
 
@@ -165,12 +165,14 @@ def test_endless_kinds_of_repeats(pipe: Pipe) -> None:
 def test_level(pipe: Pipe) -> None:
     """Only what is loud enough is written, and the level may change at any time."""
 
-    def write(journal: Journal, _: Clock) -> None:
-        journal.write(Fact(Event.SERVER_UP, Level.INFO, {"number": 1}))
+    def write(journal: EventLog, _: Now) -> None:
+        journal.write(Event(EventName.SERVER_UP, Level.INFO, {"number": 1}))
         set_level("debug")
-        journal.write(Fact(Event.SERVER_UP, Level.DEBUG, {"number": 2}))
+        journal.write(Event(EventName.SERVER_UP, Level.DEBUG, {"number": 2}))
         set_level("error")
-        journal.write(Fact(Event.SERVER_UP, Level.WARNING, {"number": 3}), Fact(Event.SERVER_UP, Level.ERROR, {}))
+        journal.write(
+            Event(EventName.SERVER_UP, Level.WARNING, {"number": 3}), Event(EventName.SERVER_UP, Level.ERROR, {})
+        )
 
     lines = written(pipe, write, "warning")
 
@@ -180,11 +182,11 @@ def test_level(pipe: Pipe) -> None:
 def test_traceback(pipe: Pipe) -> None:
     """A bug's traceback is one field of one line."""
 
-    def write(journal: Journal, _: Clock) -> None:
+    def write(journal: EventLog, _: Now) -> None:
         try:
             dict[str, int]()["absent"]
         except KeyError:
-            journal.write(Fact(Event.DAEMON_FAILED, Level.ERROR, {"exit_code": 70, "exc_info": sys.exc_info()}))
+            journal.write(Event(EventName.DAEMON_FAILED, Level.ERROR, {"exit_code": 70, "exc_info": sys.exc_info()}))
 
     (line,) = written(pipe, write)
 
@@ -203,11 +205,11 @@ def test_endless_traceback(pipe: Pipe) -> None:
     def odd(number: int) -> int:
         return even(number - 1)
 
-    def write(journal: Journal, _: Clock) -> None:
+    def write(journal: EventLog, _: Now) -> None:
         try:
             even(0)
         except RecursionError:
-            journal.write(Fact(Event.DAEMON_FAILED, Level.ERROR, {"exit_code": 70, "exc_info": sys.exc_info()}))
+            journal.write(Event(EventName.DAEMON_FAILED, Level.ERROR, {"exit_code": 70, "exc_info": sys.exc_info()}))
 
     (line,) = written(pipe, write)
 
@@ -219,8 +221,8 @@ def test_long_line_is_cut(pipe: Pipe) -> None:
     """A line has a limit, since collectors split longer ones; what is short in it is kept, and the cut is said."""
     long = {"problems": ["x" * 100] * 1000, "source": "/etc/sidecar.yaml", "count": 1000}
 
-    def write(journal: Journal, _: Clock) -> None:
-        journal.write(Fact(Event.CONFIG_REJECTED, Level.WARNING, long))
+    def write(journal: EventLog, _: Now) -> None:
+        journal.write(Event(EventName.CONFIG_REJECTED, Level.WARNING, long))
 
     (line,) = written(pipe, write)
 
@@ -231,7 +233,7 @@ def test_long_line_is_cut(pipe: Pipe) -> None:
 def test_pretty_lines(pipe: Pipe) -> None:
     """The form for people has the event and its fields in one line, without colours off a terminal."""
     sink = configure("info", "pretty", pipe.writer)
-    Journal(Clock(), server="vllm").write(info(Event.SERVER_UP, after="down\nfaked"))
+    EventLog(Now(), server="vllm").write(info(EventName.SERVER_UP, after="down\nfaked"))
     sink.close()
     (line,) = pipe.rest()
 
@@ -243,7 +245,7 @@ def test_pretty_lines(pipe: Pipe) -> None:
 def test_auto_is_json_off_a_terminal(pipe: Pipe) -> None:
     """Where nobody looks on, lines are for machines."""
     sink = configure("info", "auto", pipe.writer)
-    Journal(Clock()).write(info(Event.SERVER_UP))
+    EventLog(Now()).write(info(EventName.SERVER_UP))
     sink.close()
 
     assert [json.loads(line)["event"] for line in pipe.rest()] == ["server.up"]
@@ -254,7 +256,7 @@ def test_auto_is_pretty_on_a_terminal() -> None:
     leader, follower = os.openpty()
     with os.fdopen(leader, "rb", buffering=0) as screen, os.fdopen(follower, "w") as terminal:
         sink = configure("info", "auto", terminal)
-        Journal(Clock()).write(info(Event.SERVER_UP))
+        EventLog(Now()).write(info(EventName.SERVER_UP))
         sink.close()
         shown = screen.read(4096).decode()
 
@@ -264,7 +266,7 @@ def test_auto_is_pretty_on_a_terminal() -> None:
 
 def test_sink_that_is_not_read(pipe: Pipe) -> None:
     """With a full pipe lines are dropped and counted, and nobody who logs is made to wait."""
-    sink = Sink(pipe.writer)
+    sink = NonBlockingWriter(pipe.writer)
     for _ in range(5000):
         sink.put("x" * 1000)
 
@@ -277,7 +279,7 @@ def test_sink_that_is_not_read(pipe: Pipe) -> None:
 
 def test_sink_goes_on_once_it_is_read(pipe: Pipe) -> None:
     """Lines that waited for a slow reader arrive whole and in order."""
-    sink = Sink(pipe.writer)
+    sink = NonBlockingWriter(pipe.writer)
     for number in range(1000):
         sink.put(f"{number:0200}")
     read = [pipe.reader.readline() for _ in range(1000)]
@@ -289,7 +291,7 @@ def test_sink_goes_on_once_it_is_read(pipe: Pipe) -> None:
 
 def test_sink_whose_reader_is_gone(pipe: Pipe) -> None:
     """A closed pipe costs lines, which are counted, and nothing else."""
-    sink = Sink(pipe.writer)
+    sink = NonBlockingWriter(pipe.writer)
     pipe.reader.close()
     sink.put("one")
     sink.put("two")
@@ -302,7 +304,7 @@ def test_no_stream_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that was started without a standard output logs to nowhere."""
     monkeypatch.setattr(sys, "stdout", None)
     sink = configure("info", "auto")
-    Journal(Clock()).write(info(Event.SERVER_UP))
+    EventLog(Now()).write(info(EventName.SERVER_UP))
     sink.close()
 
     assert sink.dropped == 1

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from lora_sidecar import offload
-from lora_sidecar.offload import Offloader
+from lora_sidecar import threads as offload
+from lora_sidecar.threads import BlockingCall
 
 
 class Gate:
@@ -37,7 +37,7 @@ def gate() -> Iterator[Gate]:
 
 async def test_result_comes_back() -> None:
     """The call runs in a daemon thread of the given name, and its result is returned."""
-    thread = await Offloader("disk").run(threading.current_thread, 5.0)
+    thread = await BlockingCall("disk").run(threading.current_thread, 5.0)
 
     assert (thread.name, thread.daemon) == ("disk", True)
     assert thread is not threading.current_thread()
@@ -45,7 +45,7 @@ async def test_result_comes_back() -> None:
 
 async def test_calls_in_a_row_share_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """It waits a while for the next one, and then ends."""
-    offloader = Offloader("disk")
+    offloader = BlockingCall("disk")
     monkeypatch.setattr(offload, "IDLE", 60.0)
     first = await offloader.run(threading.current_thread, 5.0)
     assert await offloader.run(threading.current_thread, 5.0) is first
@@ -60,7 +60,7 @@ async def test_calls_in_a_row_share_a_thread(monkeypatch: pytest.MonkeyPatch) ->
 async def test_a_thread_ends_with_its_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the loop that would let it go is closed before."""
     monkeypatch.setattr(offload, "IDLE", 60.0)
-    thread = await asyncio.to_thread(lambda: asyncio.run(Offloader("disk").run(threading.current_thread, 5.0)))
+    thread = await asyncio.to_thread(lambda: asyncio.run(BlockingCall("disk").run(threading.current_thread, 5.0)))
 
     gc.collect()
     await asyncio.to_thread(thread.join, 5.0)
@@ -74,12 +74,12 @@ async def test_error_comes_back() -> None:
         raise PermissionError("not yours")
 
     with pytest.raises(PermissionError, match="not yours"):
-        await Offloader("disk").run(fail, 5.0)
+        await BlockingCall("disk").run(fail, 5.0)
 
 
 async def test_stuck_call(gate: Gate) -> None:
     """A call that is late is given up, and keeps its slot: the next one fails at once and starts no thread."""
-    offloader = Offloader("disk")
+    offloader = BlockingCall("disk")
     with pytest.raises(TimeoutError):
         await offloader.run(gate.pass_through, 0.01)
 
@@ -91,7 +91,7 @@ async def test_stuck_call(gate: Gate) -> None:
 
 async def test_slot_is_free_again(gate: Gate) -> None:
     """Once a stuck call has come back, the next one runs."""
-    offloader = Offloader("disk")
+    offloader = BlockingCall("disk")
     with pytest.raises(TimeoutError):
         await offloader.run(gate.pass_through, 0.01)
     assert not await offloader.settle(0.01)
@@ -109,7 +109,7 @@ async def test_late_error_is_nobodys(gate: Gate, caplog: pytest.LogCaptureFixtur
         gate.pass_through()
         raise OSError("too late")
 
-    offloader = Offloader("disk")
+    offloader = BlockingCall("disk")
     with pytest.raises(TimeoutError):
         await offloader.run(fail, 0.01)
     gate.open.set()
@@ -122,7 +122,7 @@ async def test_late_error_is_nobodys(gate: Gate, caplog: pytest.LogCaptureFixtur
 
 async def test_caller_is_cancelled(gate: Gate) -> None:
     """A cancelled caller leaves at once, and the call goes on to its end."""
-    offloader = Offloader("disk")
+    offloader = BlockingCall("disk")
     caller = asyncio.create_task(offloader.run(gate.pass_through, 60.0))
     await asyncio.to_thread(gate.entered.wait)
 
@@ -137,7 +137,7 @@ async def test_caller_is_cancelled(gate: Gate) -> None:
 
 async def test_no_call_to_wait_for() -> None:
     """Where nothing was ever called there is nothing to settle."""
-    assert await Offloader("disk").settle(0.0)
+    assert await BlockingCall("disk").settle(0.0)
 
 
 def test_loop_is_closed_meanwhile(gate: Gate) -> None:
@@ -145,7 +145,7 @@ def test_loop_is_closed_meanwhile(gate: Gate) -> None:
 
     async def leave() -> threading.Thread:
         with pytest.raises(TimeoutError):
-            await Offloader("late").run(gate.pass_through, 0.01)
+            await BlockingCall("late").run(gate.pass_through, 0.01)
         (thread,) = [thread for thread in threading.enumerate() if thread.name == "late"]
         return thread
 
@@ -162,7 +162,7 @@ async def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    offloader = Offloader("disk")
+    offloader = BlockingCall("disk")
     with monkeypatch.context() as limited:
         limited.setattr(threading.Thread, "start", refuse)
         with pytest.raises(TimeoutError, match="can't start new thread"):

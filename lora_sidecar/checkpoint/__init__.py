@@ -1,0 +1,1 @@
+"""The durable copy of what is desired."""

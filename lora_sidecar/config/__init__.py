@@ -1,0 +1,1 @@
+"""From a YAML file to settings, or to every problem in it."""

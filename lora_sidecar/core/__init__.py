@@ -1,0 +1,1 @@
+"""Values and names that pass between all parts."""

@@ -1,0 +1,1 @@
+"""Adapters' folders, read and watched."""

@@ -1,1 +1,0 @@
-"""HTTP for people and machines: probes and metrics. It reads snapshots and changes nothing."""

@@ -1,0 +1,1 @@
+"""One snapshot of everything, for every reader."""

@@ -1,0 +1,225 @@
+"""Bugs that somebody could write, as edits of the source, each with the checker that is there to catch it.
+
+The trap guarded against is a checker that checks nothing, and nobody knows. `caught_by` is a test that is there for
+other reasons; `worlds` says that the simulation has to find the bug as well.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from msgspec import Struct
+
+
+class Edit(Struct, frozen=True):
+    """One replacement in one module; `old` occurs in it exactly once."""
+
+    module: str
+    old: str
+    new: str
+
+
+class Bug(Struct, frozen=True):
+    """A planted bug: what is wrong, where, and the test that fails with it."""
+
+    what: str
+    edits: tuple[Edit, ...]
+    caught_by: str
+    worlds: bool = True
+
+
+_CLIENT: Final = "lora_sidecar.engines.vllm"
+_STORE: Final = "lora_sidecar.checkpoint.store"
+_DAY: Final = "tests/simulation/test_one_day_of_a_pod.py::"
+_CRASH: Final = "tests/crash/test_checkpoint_"
+
+BUGS: Final[dict[str, Bug]] = {
+    "unknown-read-as-empty": Bug(
+        "a refused listing is taken for one without adapters",
+        (
+            Edit(
+                _CLIENT,
+                '            return unknown(at, refusal("/v1/models", reply))\n',
+                "            from lora_sidecar.core.model import BaseModel\n"
+                '            return Listing((BaseModel("base", "/models/tiny"),), ())\n',
+            ),
+        ),
+        "tests/faults/test_wrong_answers_mean_unknown.py::test_it_is_unknown_and_nothing_is_done",
+    ),
+    "unknown-is-acted-on": Bug(
+        "everything is loaded again when nothing is known",
+        (
+            Edit(
+                "lora_sidecar.reconcile.reconcile",
+                "return Plan(desired, work, Verdict.UNKNOWN, observed_at",
+                "return Plan(desired, work, Verdict.UNKNOWN, tuple(desired.adapters.values()), observed_at",
+            ),
+        ),
+        "tests/unit/reconcile/test_unknown_is_not_empty.py::test_unknown_before_anything_was_known_does_nothing",
+    ),
+    "forget-after-one-sighting": Bug(
+        "one listing without an adapter is enough to forget it",
+        (Edit("lora_sidecar.reconcile.reconcile", "_SIGHTINGS = 2", "_SIGHTINGS = 1"),),
+        "tests/unit/reconcile/test_restart_or_unload.py::test_unloaded_in_one_life_is_forgotten_at_the_second_miss",
+        worlds=False,
+    ),
+    "start-time-ignored": Bug(
+        "a restart that was too quick to see is not told by the server's start time",
+        (
+            Edit(
+                "lora_sidecar.reconcile.incarnation",
+                "if known.start_time is not None and seen.start_time is not None:",
+                "if known.start_time == seen.start_time is not None:",
+            ),
+        ),
+        "tests/unit/reconcile/test_incarnation.py::test_evidence_is_ranked",
+        worlds=False,
+    ),
+    "no-sync-of-the-file": Bug(
+        "a save does not sync what it wrote",
+        (Edit(_STORE, "            self._disk.fsync(file)\n", "            pass\n"),),
+        _CRASH + "power_loss.py::test_power_loss_at_any_moment",
+    ),
+    "no-sync-of-the-directory": Bug(
+        "a save comes back before its new name is durable",
+        (
+            Edit(
+                _STORE,
+                "                self._disk.fsync_directory(directory)\n            if has_kept",
+                "                pass\n            if has_kept",
+            ),
+        ),
+        _CRASH + "power_loss.py::test_power_loss_at_any_moment",
+    ),
+    "renamed-before-the-sync": Bug(
+        "a save syncs its file only after it has its name",
+        (
+            Edit(_STORE, "            self._disk.fsync(file)\n", "            pass\n"),
+            Edit(
+                _STORE,
+                "                self._disk.rename(directory, fresh, self._current)\n",
+                "                self._disk.rename(directory, fresh, self._current)\n"
+                "                late = os.open(self._current, os.O_RDONLY, dir_fd=directory)\n"
+                "                self._disk.fsync(late)\n"
+                "                os.close(late)\n",
+            ),
+        ),
+        _CRASH + "errors.py::test_order_of_a_save",
+        worlds=False,
+    ),
+    "ambiguous-load-sent-again": Bug(
+        "a load that broke off is sent once more, as a probe is",
+        (
+            Edit(
+                "lora_sidecar.engines.http",
+                'lambda: self._exchange("POST", path, body)',
+                "lambda: self._again(path, body)",
+            ),
+            Edit(
+                "lora_sidecar.engines.http",
+                "    async def _persist(",
+                "    async def _again(self, path, body):\n"
+                '        result = await self._exchange("POST", path, body)\n'
+                '        return await self._exchange("POST", path, body) if _broke_off(result) else result\n\n'
+                "    async def _persist(",
+            ),
+        ),
+        "tests/faults/test_loads_that_break_off.py::test_a_load_that_broke_off_is_ambiguous_and_never_sent_again",
+    ),
+    "liveness-stamped-before-the-cycle": Bug(
+        "the stamp that liveness looks at is that of a heartbeat's beginning",
+        (Edit("lora_sidecar.controller", "beat_at=ended", "beat_at=began"),),
+        "tests/simulation/test_clocks.py::test_liveness_is_stamped_when_a_heartbeat_has_ended",
+    ),
+    "wall-clock": Bug(
+        "time is reckoned by the wall clock, which somebody may set",
+        (Edit("lora_sidecar.controller", "        self.now = now\n", '        self.now = __import__("time").time\n'),),
+        "tests/simulation/test_clocks.py::test_the_wall_clock_may_jump_by_years",
+    ),
+    "stale-plan-carried-out": Bug(
+        "a plan made for one life of the server is finished in the next",
+        (
+            Edit(
+                "lora_sidecar.actions.loader",
+                "        self._plan, self._next = plan, 0\n",
+                "        if former is None or self._next >= len(former.restores):\n"
+                "            self._plan, self._next = plan, 0\n",
+            ),
+        ),
+        "tests/unit/actions/test_loader.py::test_a_plan_for_a_former_life_is_dropped_at_once",
+    ),
+    "plan-of-a-former-life-not-abandoned": Bug(
+        "a load into a life that is over is waited for",
+        (
+            Edit(
+                "lora_sidecar.actions.loader",
+                "if former is not None and former.incarnation != plan.incarnation:",
+                "if former is not None and former.incarnation > plan.incarnation:",
+            ),
+        ),
+        "tests/unit/actions/test_loader.py::test_a_new_life_gets_what_was_in_flight_in_the_old_one",
+        worlds=False,
+    ),
+    "backoff-reset-too-early": Bug(
+        "an adapter that was listed for a moment has a clean slate",
+        (
+            Edit(
+                "lora_sidecar.reconcile.loads",
+                "if attempt.failures == 0 or clock.now - since >= backoff.reset_after:",
+                "if since:",
+            ),
+        ),
+        _DAY + "test_failures_back_off_and_hold_up_nobody",
+        worlds=False,
+    ),
+    "no-backoff": Bug(
+        "a load that failed is sent again at once",
+        (Edit("lora_sidecar.reconcile.loads", "not_before=clock.now + wait", "not_before=clock.now"),),
+        "tests/unit/reconcile/test_loads_and_backoff.py::test_failures_in_a_row_wait_longer_each_time",
+    ),
+    "lost-lock": Bug(
+        "two processes may use one checkpoint",
+        (Edit(_STORE, "return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)", "return None"),),
+        _CRASH + "intruders.py::test_second_process_is_refused_and_the_holder_unharmed",
+        worlds=False,
+    ),
+    "load-into-a-sleeping-engine": Bug(
+        "nobody asks whether the engine is awake",
+        (Edit(_CLIENT, "withheld = await self._withhold(incarnation)", "withheld = None"),),
+        _DAY + "test_a_sleeping_engine_is_left_alone",
+    ),
+    "acts-before-it-remembers": Bug(
+        "the plan is handed over before it is durable",
+        (
+            Edit(
+                "lora_sidecar.controller",
+                "        self._desired, facts = await self._keeper.keep(plan.desired)\n",
+                "        self.restorer.offer(plan)\n"
+                "        self._desired, facts = await self._keeper.keep(plan.desired)\n",
+            ),
+            Edit(
+                "lora_sidecar.controller",
+                "        self._report(*facts)\n        self.restorer.offer(plan)\n",
+                "        self._report(*facts)\n",
+            ),
+        ),
+        "tests/simulation/test_many_lives.py::test_a_world_of_restarts",
+    ),
+    "loaded-again-before-a-listing": Bug(
+        "what has just been loaded is loaded again, since the listing behind the plan is older",
+        (
+            Edit(
+                "lora_sidecar.actions.loader",
+                'self._ended_at.get(adapter.name, float("-inf")) <= plan.observed_at',
+                "self._ended_at is not None",
+            ),
+        ),
+        "tests/unit/actions/test_loader.py::test_what_was_loaded_after_the_listing_is_not_sent_again",
+    ),
+    "room-that-was-there-once": Bug(
+        "how many loads may be in flight is decided before a question that may take seconds, and not after it",
+        (Edit(_CLIENT, "        if not room():\n            return None\n", ""),),
+        "tests/simulation/test_many_lives.py::test_worlds_in_which_something_was_found",
+        worlds=False,
+    ),
+}
