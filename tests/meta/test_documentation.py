@@ -23,7 +23,6 @@ from lora_sidecar.status.board import Board
 from tests.support.paths import ROOT
 
 _OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
-_README = (ROOT / "README.md").read_text()
 _ALERTS = ROOT / "config" / "alerts.yaml"
 _DASHBOARD = ROOT / "config" / "grafana-dashboard.json"
 
@@ -105,22 +104,16 @@ def test_every_runbook_belongs_to_an_alert() -> None:
     assert set(re.findall(r"^### (Lora\w+)$", _OPERATIONS, re.MULTILINE)) == {rule["alert"] for rule in _rules()}
 
 
-def _rows(text: str) -> str:
-    return "\n".join(line for line in text.splitlines() if line.startswith("|"))
-
-
 @pytest.mark.parametrize("kind", ConditionType)
 def test_every_condition_has_its_row(kind: ConditionType) -> None:
-    """Whoever sees a condition finds what to do, in the README and in the operations manual."""
+    """Whoever sees a condition finds what to do, in one place: the operations manual."""
     assert re.search(rf"^\| `{kind}` \|", _OPERATIONS, re.MULTILINE)
-    assert re.search(rf"^\| `{kind}` \|", _README, re.MULTILINE)
 
 
 @pytest.mark.parametrize("event", EventName)
 def test_every_event_has_its_row(event: EventName) -> None:
     """Whoever sees an event finds what it means; the README may say so in its text or shorten a shared beginning."""
     assert re.search(rf"^\| `{event}` \|", _OPERATIONS, re.MULTILINE)
-    assert f"`{event}`" in _README or f"`.{event.split('.')[1]}`" in _rows(_README)
 
 
 def test_no_row_for_what_is_gone() -> None:
