@@ -112,7 +112,7 @@ def test_every_condition_has_its_row(kind: ConditionType) -> None:
 
 @pytest.mark.parametrize("event", EventName)
 def test_every_event_has_its_row(event: EventName) -> None:
-    """Whoever sees an event finds what it means; the README may say so in its text or shorten a shared beginning."""
+    """Whoever sees an event finds what it means, in one place: the operations manual."""
     assert re.search(rf"^\| `{event}` \|", _OPERATIONS, re.MULTILINE)
 
 
