@@ -38,7 +38,7 @@ class EventName(StrEnum):
     ADAPTER_REPLACED = "adapter.replaced"
     ADAPTER_DECLARED = "adapter.declared"
     ADAPTER_DEFUSED = "adapter.defused"
-    ADAPTER_RELEASED = "adapter.released"
+    ADAPTER_ORPHANED = "adapter.orphaned"
     ADAPTER_RETIRED = "adapter.retired"
     ADAPTER_REQUESTED = "adapter.requested"
     ADAPTER_REFUSED = "adapter.refused"

@@ -51,7 +51,7 @@ def declare(desired: Desired, declared: Iterable[AdapterConfig]) -> tuple[Desire
         if desired.adapters.get(n) != a
     ]
     facts += [
-        info(EventName.ADAPTER_RELEASED, adapter=n, path=a.path, reason="removed from the config; it is not unloaded")
+        info(EventName.ADAPTER_ORPHANED, adapter=n, path=a.path, reason="removed from the config; it is not unloaded")
         for n, a in gone.items()
     ]
     # A mended config deserves a fresh start.

@@ -99,7 +99,7 @@ async def test_adapter_removed(edited: Edited, declared: list[dict[str, Any]], v
     """An adapter that is removed from the config stays loaded, is not adopted, and is not restored after a restart."""
     edited.edit(declared[:2])
 
-    released = await edited.sidecar.event("adapter.released")
+    released = await edited.sidecar.event("adapter.orphaned")
     await edited.sidecar.beats(3)
     assert released["adapter"] == "three"
     assert sorted(await api.listed()) == ["one", "three", "two"]

@@ -141,7 +141,7 @@ class Oracle:
         for fact in facts:
             if fact.event is EventName.ADAPTER_FORGOTTEN:
                 self._forgotten(fact.fields["adapter"], fact.fields["evidence"])
-            elif fact.event is EventName.ADAPTER_RELEASED:
+            elif fact.event is EventName.ADAPTER_ORPHANED:
                 self._gone.add(fact.fields["adapter"])
                 self.memory.discard(fact.fields["adapter"])
 

@@ -224,7 +224,7 @@ def test_released_is_left_loaded_and_not_taken_back() -> None:
     assert world.desired.released == {"a": "/adapters/a"}
     assert not world.told(EventName.ADAPTER_ADOPTED)
     assert not world.work.drift
-    assert len(world.told(EventName.ADAPTER_RELEASED)) == 1
+    assert len(world.told(EventName.ADAPTER_ORPHANED)) == 1
 
 
 def test_released_is_not_restored_after_a_restart() -> None:

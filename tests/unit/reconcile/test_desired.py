@@ -43,7 +43,7 @@ def test_empty_config_releases_what_was_declared_and_nothing_else() -> None:
     assert after.adapters == {"l": LEARNED, "r": REQUESTED}
     assert after.released == {"a": "/adapters/a"}
     told = {"adapter": "a", "path": "/adapters/a", "reason": "removed from the config; it is not unloaded"}
-    assert [(f.event, f.fields) for f in facts] == [(EventName.ADAPTER_RELEASED, told)]
+    assert [(f.event, f.fields) for f in facts] == [(EventName.ADAPTER_ORPHANED, told)]
 
 
 def test_config_takes_over_a_name_that_is_known_already() -> None:
