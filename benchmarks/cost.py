@@ -63,7 +63,7 @@ async def heartbeat(folder: Path, counts: tuple[int, ...], rounds: int) -> Figur
                 bare: list[float] = []
                 for number in range(rounds + 2):
                     began = time.process_time()
-                    await watch.beat()
+                    await watch.heartbeat()
                     middle = time.process_time()
                     async with session.get(f"{server.url}/v1/models") as reply:
                         body = await reply.read()

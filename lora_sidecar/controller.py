@@ -28,12 +28,14 @@ from lora_sidecar.engines.base import Engine
 from lora_sidecar.engines.failures import too_slow
 from lora_sidecar.files.preflight import Preflight
 from lora_sidecar.files.watcher import FileWatcher
+from lora_sidecar.reconcile.backoff import Now
+from lora_sidecar.reconcile.beat import Happened
 from lora_sidecar.reconcile.desired import declare
-from lora_sidecar.reconcile.loads import Now, hasten, pardon
-from lora_sidecar.reconcile.outage import next_look
+from lora_sidecar.reconcile.loads import reset
+from lora_sidecar.reconcile.outage import ServerState, next_look
 from lora_sidecar.reconcile.policy import Policy
 from lora_sidecar.reconcile.reconcile import reconcile
-from lora_sidecar.reconcile.state import Around, Plan, ServerState, State
+from lora_sidecar.reconcile.state import Plan, State
 from lora_sidecar.status.board import Board, ServerStatus
 from lora_sidecar.threads import BlockingCall, ReaderPool
 from lora_sidecar.vitals import Vitals
@@ -42,7 +44,7 @@ _SHORTEST_PAUSE = 0.001
 """Seconds. A timer may fire a hair before its time: what was waited for is not due yet, and is waited for again."""
 
 Report = Callable[..., None]
-"""Takes facts, to be logged and counted."""
+"""Takes events, to be logged and counted."""
 
 
 class Clock:
@@ -61,46 +63,46 @@ class Clock:
 
 
 class ServerController:
-    """Watches one server. `open` it, then `run` it; `reconfigure` and `look` may be called at any time."""
+    """Watches one server. `open` it, then `run` it; `reconfigure` and `trigger` may be called at any time."""
 
     def __init__(
         self,
         name: str,
         config: Config,
         engine: Engine,
-        keeper: CheckpointManager,
+        checkpoint: CheckpointManager,
         board: Board,
         report: Report,
         clock: Clock,
     ) -> None:
-        """`name` is the server's in the config, `report` takes the facts of this server."""
+        """`name` is the server's in the config, `report` takes the events of this server."""
         self._name = name
         self._engine = engine
-        self._keeper = keeper
+        self._checkpoint = checkpoint
         self._board = board
         self._report = report
         self._clock = clock
         self._wanted = config
         self._config: Config | None = None
         self._desired = Desired(adapters={}, incarnation=Incarnation(0))
-        self._work = State(server=ServerState(since=clock.now()))
-        self._look = asyncio.Event()
+        self._state = State(server=ServerState(since=clock.now()))
+        self._triggered = asyncio.Event()
         self._preflight = Preflight(name, config, ReaderPool(f"preflight-{name}", clock.new_slot))
-        self._surveyed: tuple[object, ...] = ()
-        self.survey = FileWatcher(ReaderPool(f"survey-{name}", clock.new_slot), self.look)
-        self.restorer = Loader(engine, clock.now, self.look, self._preflight)
-        self._vitals = Vitals(engine)
-        self.retirer = Retirer(engine, clock.now, self.look, self._preflight)
-        self.verifier = Prober(engine, clock.now, report, ReaderPool(f"verify-{name}", clock.new_slot))
-        self.unloader = Unloader(engine, clock.now, self.restorer.loading, self.look)
-        self.desk = RequestQueue(self.look)
-        engine.alarm(self.look)
+        self._watched: tuple[object, ...] = ()
+        self.watcher = FileWatcher(ReaderPool(f"survey-{name}", clock.new_slot), self.trigger)
+        self.loader = Loader(engine, clock.now, self.trigger, self._preflight)
+        self._health = Vitals(engine)
+        self.retirer = Retirer(engine, clock.now, self.trigger, self._preflight)
+        self.prober = Prober(engine, clock.now, report, ReaderPool(f"verify-{name}", clock.new_slot))
+        self.unloader = Unloader(engine, clock.now, self.loader.loading, self.trigger)
+        self.requests = RequestQueue(self.trigger)
+        engine.alarm(self.trigger)
         self._announce()
 
     async def open(self) -> None:
         """Read what was remembered. Raises `LockHeldError` where another process keeps this checkpoint."""
-        self._desired, facts = await self._keeper.open()
-        self._report(*facts)
+        self._desired, events = await self._checkpoint.open()
+        self._report(*events)
         self._announce()
 
     def _announce(self) -> None:
@@ -112,50 +114,49 @@ class ServerController:
         self._wanted = config
         # The next plan may take seconds, while the server is slow to answer.
         self.retirer.cancel_pending()
-        self.look()
+        self.trigger()
 
-    def look(self) -> None:
+    def trigger(self) -> None:
         """Have the next heartbeat at once."""
-        self._look.set()
+        self._triggered.set()
 
     async def run(self) -> None:
         """Beat for ever, at a fixed rate; what is overdue is skipped and never made up for."""
         while True:
             began = self._clock.now()
-            plan = await self.beat()
+            plan = await self.heartbeat()
             await self._pause(began, plan)
 
-    async def beat(self) -> Plan:
+    async def heartbeat(self) -> Plan:
         """One heartbeat, from top to bottom."""
         began = self._clock.now()
         config = self._apply_config()
-        self.desk.listen()
+        self.requests.listen()
         seen = await self._observe(config.heartbeat.patience)
         left = max(0.0, began + config.heartbeat.patience - self._clock.now())
-        ended = self.restorer.drain(), self.unloader.drain()
+        ended = self.loader.drain(), self.unloader.drain()
         await self._take_requests(seen, ended)
-        plan = reconcile(
-            self._desired,
-            seen,
-            self._work,
-            Policy.of(config, self._name),
+        happened = Happened(
             outcomes=ended[0],
-            unloaded=(*ended[1], *self.retirer.drain()),
-            clock=Now(self._clock.now(), self._clock.jitter()),
-            around=Around((*self.restorer.in_flight, *self.verifier.in_doubt), self.survey.files),
+            unloads=(*ended[1], *self.retirer.drain()),
+            in_flight=(*self.loader.in_flight, *self.prober.in_doubt),
+            files=self.watcher.files,
         )
-        self._work = plan.work
-        self._report(*plan.facts)
-        self._desired, facts = await self._keeper.keep(plan.desired)
-        self._report(*facts)
-        self.restorer.offer(plan)
+        clock = Now(self._clock.now(), self._clock.jitter())
+        policy = Policy.of(config, self._name)
+        plan = reconcile(self._desired, seen, self._state, policy, clock=clock, happened=happened)
+        self._state = plan.state
+        self._report(*plan.events)
+        self._desired, events = await self._checkpoint.keep(plan.desired)
+        self._report(*events)
+        self.loader.offer(plan)
         self.retirer.offer(plan)
-        self._report(*self.verifier.offer(plan, config))
-        self._report(*await self._vitals.make(plan.work.server, config.server_health, self._clock.now(), left))
+        self._report(*self.prober.offer(plan, config))
+        self._report(*await self._health.make(plan.state.server, config.server_health, self._clock.now(), left))
         self.unloader.offer(plan)
         self._want_files(plan, config)
         self._publish(plan, began, config)
-        self.desk.answer(plan, seen, self._clock.now())
+        self.requests.answer(plan, seen, self._clock.now())
         return plan
 
     async def _observe(self, patience: float) -> Observation:
@@ -169,54 +170,56 @@ class ServerController:
 
     async def _take_requests(self, seen: Observation, ended: tuple[tuple[Outcome, ...], tuple[Unloaded, ...]]) -> None:
         """Take in what was asked for through the control port, each durable before anything comes of it."""
-        self._desired, self._work, facts = await self.desk.take(self._desired, self._work, seen, ended, self._persist)
-        self._report(*facts)
+        self._desired, self._state, events = await self.requests.take(
+            self._desired, self._state, seen, ended, self._persist
+        )
+        self._report(*events)
 
     async def _persist(self, desired: Desired) -> tuple[Desired, str]:
-        kept, facts = await self._keeper.keep(desired, urgent=True)
-        self._report(*facts)
-        failed = self._keeper.condition
-        return kept, "" if self._keeper.has(kept) or failed is None else failed.message
+        kept, events = await self._checkpoint.keep(desired, urgent=True)
+        self._report(*events)
+        failed = self._checkpoint.condition
+        return kept, "" if self._checkpoint.has(kept) or failed is None else failed.message
 
     def _want_files(self, plan: Plan, config: Config) -> None:
         """Have the files looked at: of what is missing or suspected each time, of what is loaded in turn.
 
         What is loaded now is left out: its files are read for that, and the disk and the processor are needed for it.
         """
-        last = plan.work.last
+        last = plan.state.last
         if not config.preflight.enabled:
             # What was seen before says nothing any more, and must hold nobody back.
-            self._surveyed = ()
-            self.survey.want((), (), config.preflight.timeout)
+            self._watched = ()
+            self.watcher.want((), (), config.preflight.timeout)
             return
         if last is None:
             return
-        state = (plan.desired, last.adapters, config, plan.restores)
-        if all(one is other for one, other in zip(state, self._surveyed, strict=False)) and self._surveyed:
-            self.survey.want_again()
+        wanted = (plan.desired, last.adapters, config, plan.restores)
+        if wanted == self._watched:
+            self.watcher.want_again()
             return
-        self._surveyed = state
+        self._watched = wanted
         adapters = plan.desired.adapters
         listed = {card.name: card.path for card in last.adapters if card.name in adapters}
         read = {adapter.name: adapter.path for adapter in plan.restores}
         odd = [adapter.path for name, adapter in adapters.items() if name not in listed and name not in read]
         suspected = [suspect.path for suspect in plan.desired.suspects.values()]
-        self.survey.want((*odd, *suspected), tuple(listed.values()), config.preflight.timeout, spared=read.values())
+        self.watcher.want((*odd, *suspected), tuple(listed.values()), config.preflight.timeout, spared=read.values())
 
     def _apply_config(self) -> Config:
         """Take over a config that is new: what it declares is desired from this heartbeat on."""
         if self._config is not self._wanted:
             former, self._config = self._config, self._wanted
             self._engine.apply(self._config)
-            self.restorer.concurrency = self._config.restore.concurrency
+            self.loader.concurrency = self._config.restore.concurrency
             self._preflight.apply(self._config)
             before = self._desired
-            self._desired, facts = declare(before, self._config.declared_on(self._name))
-            attempts = pardon(self._work.attempts, before, self._desired)
+            self._desired, events = declare(before, self._config.declared_on(self._name))
+            attempts = reset(self._state.loads.attempts, before, self._desired)
             if former is not None and _measure(former, self._name) != _measure(config := self._config, self._name):
-                attempts = hasten(attempts, config.restore.backoff)
-            self._work = replace(self._work, attempts=attempts, steady=None)
-            self._report(*facts)
+                attempts = {name: one.shorten(config.restore.backoff) for name, one in attempts.items()}
+            self._state = replace(self._state, loads=replace(self._state.loads, attempts=attempts))
+            self._report(*events)
         return self._config
 
     def _trusted(self) -> Observed | None:
@@ -224,26 +227,29 @@ class ServerController:
 
         A server that could not load anything is asked anew: started otherwise, it may list the same.
         """
-        last, server = self._work.last, self._work.server
-        if last is None or not last.runtime_loading or server.errors or server.interrupted or self._work.missed:
+        last, server = self._state.last, self._state.server
+        if last is None or not last.runtime_loading or server.errors or server.interrupted or self._state.missed:
             return None
         return last
 
     def _publish(self, plan: Plan, began: float, config: Config) -> None:
         ended = self._clock.now()
-        kept = (*_paused(self._desired), *((self._keeper.condition,) if self._keeper.condition is not None else ()))
+        kept = (
+            *_paused(self._desired),
+            *((self._checkpoint.condition,) if self._checkpoint.condition is not None else ()),
+        )
         self._board.publish(
             ServerStatus(
                 name=self._name,
                 desired=self._desired,
-                work=plan.work,
+                work=plan.state,
                 verdict=plan.verdict,
                 beat_at=ended,
                 beat_seconds=ended - began,
-                saved_generation=self._keeper.generation,
-                conditions=(*self._vitals.conditions, *plan.work.conditions, *self.verifier.conditions, *kept),
-                failing=self._vitals.failing,
-                trials=self.verifier.trials,
+                saved_generation=self._checkpoint.generation,
+                conditions=(*self._health.conditions, *plan.state.conditions, *self.prober.conditions, *kept),
+                failing=self._health.failing,
+                trials=self.prober.trials,
             )
         )
         seconds = round(ended - began, 4)
@@ -256,15 +262,15 @@ class ServerController:
     async def _pause(self, began: float, plan: Plan) -> None:
         config = self._config or self._wanted
         now = self._clock.now()
-        due = began + next_look(self._work.server, config.heartbeat, now)
+        due = began + next_look(self._state.server, config.heartbeat, now)
         if plan.wake_at is not None:
             due = min(due, plan.wake_at)
         try:
             async with asyncio.timeout_at(max(due, now + _SHORTEST_PAUSE)):
-                await self._look.wait()
+                await self._triggered.wait()
         except TimeoutError:
             return
-        self._look.clear()
+        self._triggered.clear()
 
 
 def _measure(config: Config, server: str) -> tuple[object, ...]:

@@ -172,7 +172,7 @@ class _Daemon:
         engine = make(server, self._config, clock.now, report)
         self._engines.append(engine)
         watch = ServerController(server.name, self._config, engine, keeper, self._board, report, clock)
-        self._desks[server.name] = watch.desk
+        self._desks[server.name] = watch.requests
         return watch
 
     async def _run_tasks(self) -> None:
@@ -182,11 +182,11 @@ class _Daemon:
             group.create_task(self._control.run(), name="control")
             for watch in self._watches:
                 group.create_task(watch.run(), name="watch")
-                group.create_task(watch.restorer.run(), name="restore")
+                group.create_task(watch.loader.run(), name="restore")
                 group.create_task(watch.retirer.run(), name="retire")
-                group.create_task(watch.verifier.run(), name="verify")
+                group.create_task(watch.prober.run(), name="verify")
                 group.create_task(watch.unloader.run(), name="unload")
-                group.create_task(watch.survey.run(), name="survey")
+                group.create_task(watch.watcher.run(), name="survey")
 
     def _report(self, *facts: Event) -> None:
         """Tell what happened to the process itself."""

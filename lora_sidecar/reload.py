@@ -15,10 +15,9 @@ from typing import Final
 
 from lora_sidecar.config.load import read
 from lora_sidecar.config.settings import Config, parse, restart_needed
-from lora_sidecar.core.conditions import Condition, ConditionType
+from lora_sidecar.core.conditions import Condition, ConditionType, transitions
 from lora_sidecar.core.errors import ConfigError
 from lora_sidecar.core.events import EventName, info, warning
-from lora_sidecar.reconcile.conditions import transitions
 from lora_sidecar.status.board import Board
 from lora_sidecar.threads import BlockingCall
 

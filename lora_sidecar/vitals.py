@@ -9,12 +9,11 @@ from __future__ import annotations
 import asyncio
 
 from lora_sidecar.config.settings import ServerHealthConfig
-from lora_sidecar.core.conditions import Condition
+from lora_sidecar.core.conditions import Condition, transitions
 from lora_sidecar.core.events import Event
 from lora_sidecar.engines.base import Engine
-from lora_sidecar.reconcile.conditions import transitions
+from lora_sidecar.reconcile.outage import ServerState
 from lora_sidecar.reconcile.server_health import Health, conditions_of, examine, failing, suspects_hang
-from lora_sidecar.reconcile.state import ServerState
 
 
 class Vitals:

@@ -138,7 +138,7 @@ class Loader:
         plan = self._plan
         if plan is None or self._accepted_in != plan.incarnation:
             return 1
-        if plan.work.recovery is not None and plan.work.recovery.restarts > 1:
+        if plan.state.recovery is not None and plan.state.recovery.restarts > 1:
             return 1
         if self.concurrency == "auto":
             return _AT_ONCE if self._now() < self._engine.quiet_at + self._trust else 1

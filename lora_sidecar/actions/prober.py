@@ -17,16 +17,16 @@ from typing import Final
 from msgspec.structs import replace
 
 from lora_sidecar.config.settings import Config
-from lora_sidecar.core.conditions import Condition
+from lora_sidecar.core.conditions import Condition, transitions
 from lora_sidecar.core.events import Event
 from lora_sidecar.core.model import Adapter
 from lora_sidecar.core.observation import Sight
 from lora_sidecar.core.outcomes import Answer, ProbeAnswer, ProbeFailure
+from lora_sidecar.core.paths import is_listed_path
 from lora_sidecar.engines.base import Engine
 from lora_sidecar.files.preflight import is_complete, is_visible
-from lora_sidecar.reconcile.conditions import transitions
-from lora_sidecar.reconcile.desired import is_listed_path
-from lora_sidecar.reconcile.state import Phase, Plan, Verdict
+from lora_sidecar.reconcile.outage import Phase
+from lora_sidecar.reconcile.state import Plan, Verdict
 from lora_sidecar.reconcile.verification import ProbeRecord, Trials, completed, conditions_of, current, judge, next_up
 from lora_sidecar.threads import ReaderPool
 
@@ -67,7 +67,7 @@ class Prober:
             self._asking = None
         if plan.incarnation != self._life or config.verify.by == "listed":
             self._life, self._trials, self._obstacle, self._refused = plan.incarnation, {}, "", 0
-        elif plan.work.last is not None:
+        elif plan.state.last is not None:
             self._trials = current(self._trials, self._listed(plan))
         self._changed.set()
         before, self._told = self._told, self.conditions
@@ -106,18 +106,18 @@ class Prober:
         plan, config = self._plan, self._config
         if plan is None or config is None or config.verify.by == "listed":
             return None
-        if plan.work.server.phase is not Phase.UP or plan.work.server.errors or plan.restores:
+        if plan.state.server.phase is not Phase.UP or plan.state.server.errors or plan.restores:
             return None
         turn = next_up(current(self._trials, self._listed(plan)), config.verify.interval)
         return None if turn is None else (turn[0], max(turn[1], self._resume_at))
 
     def _listed(self, plan: Plan) -> dict[str, str]:
-        cards = () if plan.work.last is None else plan.work.last.adapters
+        cards = () if plan.state.last is None else plan.state.last.adapters
         return {card.name: card.path for card in cards if card.name in plan.desired.adapters}
 
     async def _probe(self, name: str) -> None:
         plan, config = self._plan, self._config
-        if plan is None or config is None or plan.work.last is None or not plan.work.last.bases:
+        if plan is None or config is None or plan.state.last is None or not plan.state.last.bases:
             return
         self._trials = current(self._trials, self._listed(plan))
         before, life = self._trials, self._life
@@ -135,14 +135,14 @@ class Prober:
         if await self._files_gone(trial.path, plan):
             self._settle(life, before, {**before, name: judge(trial, _UNASKED, _UNASKED, self._now())})
             return
-        base = await self._engine.ask(plan.work.last.bases[0].id, trial.prompt, None)
+        base = await self._engine.ask(plan.state.last.bases[0].id, trial.prompt, None)
         said = base if isinstance(base, ProbeFailure) else await self._ask(_loaded(plan, trial, name), trial.prompt)
         if isinstance(base, ProbeFailure):
             self._refused += 1
         else:
             self._refused = 0
             if isinstance(said, ProbeFailure):
-                base = await self._fair(base, said, plan.work.last.bases[0].id, trial.prompt)
+                base = await self._fair(base, said, plan.state.last.bases[0].id, trial.prompt)
         if isinstance(base, ProbeFailure) and base.status is not None and self._refused >= _REFUSALS:
             self._obstacle = f"the base model answers no completion with log-probabilities: {base.message}"
         self._settle(life, before, {**before, name: judge(trial, base, said, self._now())})
@@ -171,7 +171,7 @@ class Prober:
 
     async def _files_gone(self, path: str, plan: Plan) -> bool:
         """Whether the adapter could not be read again, as far as can be seen: its place is there, and it is not."""
-        known = plan.work.files.get(path)
+        known = plan.state.files.get(path)
         if known is not None and known.sight in (Sight.GONE, Sight.SPOILT):
             return True
         if not is_visible(path):

@@ -18,7 +18,8 @@ from msgspec.structs import replace
 from lora_sidecar.core.outcomes import Accepted, Failure, Retired
 from lora_sidecar.engines.base import Engine
 from lora_sidecar.files.preflight import Preflight
-from lora_sidecar.reconcile.state import Plan, Retire
+from lora_sidecar.reconcile.replacement import Retire
+from lora_sidecar.reconcile.state import Plan
 
 FRESH: Final = 1.0
 """Seconds that a plan's listing may be old when the plan comes: meanwhile somebody may have replaced an adapter."""

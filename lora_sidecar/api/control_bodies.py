@@ -14,7 +14,7 @@ from email.message import Message
 from typing import Any, Final
 
 from lora_sidecar.control.requests import Load, Pause, Unload
-from lora_sidecar.reconcile.desired import NAME_LIMIT, PATH_LIMIT
+from lora_sidecar.reconcile.adoption import NAME_LIMIT, PATH_LIMIT
 
 REASON_LIMIT: Final = 500
 

@@ -19,7 +19,8 @@ from lora_sidecar.api.process import process
 from lora_sidecar.core.conditions import ConditionType
 from lora_sidecar.core.events import Event, EventName
 from lora_sidecar.core.outcomes import FailureKind
-from lora_sidecar.reconcile.state import Phase, Verdict
+from lora_sidecar.reconcile.outage import Phase
+from lora_sidecar.reconcile.state import Verdict
 from lora_sidecar.status.adapters import AdapterState, AdapterStatus
 from lora_sidecar.status.board import Board, ServerStatus, Snapshot, not_ready
 

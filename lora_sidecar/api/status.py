@@ -28,7 +28,7 @@ from lora_sidecar.api.document import (
 from lora_sidecar.api.query import Query
 from lora_sidecar.core.conditions import Condition
 from lora_sidecar.log import dates
-from lora_sidecar.reconcile.state import Phase
+from lora_sidecar.reconcile.outage import Phase
 from lora_sidecar.status.adapters import AdapterState, AdapterStatus, WithdrawnStatus, withdrawn_of
 from lora_sidecar.status.board import ServerStatus, Snapshot, not_live, not_ready
 from lora_sidecar.status.history import EVENTS_KEPT, Entry, Recovered, Span, truncate

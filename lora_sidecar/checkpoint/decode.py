@@ -249,7 +249,7 @@ def _checkpoint(stored: _CheckpointV1) -> Checkpoint:
             adapters={adapter.name: _adapter(adapter) for adapter in stored.adapters},
             incarnation=Incarnation(stored.incarnation.number, stored.incarnation.start_time),
             listed=frozenset(stored.listed),
-            released={released.name: released.path for released in stored.released},
+            orphaned={released.name: released.path for released in stored.released},
             withdrawn={
                 one.name: Withdrawn(None if one.declared is None else _adapter(one.declared), one.pending)
                 for one in stored.withdrawn

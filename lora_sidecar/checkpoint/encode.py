@@ -88,7 +88,7 @@ def _fields(checkpoint: Checkpoint, lines: Lines) -> dict[str, bytes | list[byte
         "incarnation": _dumped({"number": desired.incarnation.number, "start_time": start_time}),
         "adapters": adapters,
         "listed": listed,
-        "released": lines.text({"name": name, "path": path} for name, path in sorted(desired.released.items())),
+        "released": lines.text({"name": name, "path": path} for name, path in sorted(desired.orphaned.items())),
     }
     if desired.withdrawn:
         fields["withdrawn"] = lines.text(

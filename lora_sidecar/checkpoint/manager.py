@@ -167,7 +167,7 @@ def _joined(desired: Desired, remembered: Desired) -> Desired:
 
     What is declared is known already. Where the life of the server is the remembered one, so is what was listed in it.
     """
-    gone = desired.released.keys() | desired.withdrawn.keys()
+    gone = desired.orphaned.keys() | desired.withdrawn.keys()
     learned = {n: a for n, a in remembered.adapters.items() if n not in gone and a.origin is not Origin.DECLARED}
     withdrawn = {n: w for n, w in remembered.withdrawn.items() if w.declared == desired.adapters.get(n)}
     adapters = {n: a for n, a in (learned | dict(desired.adapters)).items() if n not in withdrawn}

@@ -29,8 +29,8 @@ from lora_sidecar.core.observation import Observation, Observed, Reason, Unknown
 from lora_sidecar.core.text import printable
 from lora_sidecar.engines.detect import make
 from lora_sidecar.files.preflight import Inspection, Preflight
+from lora_sidecar.reconcile.backoff import Now
 from lora_sidecar.reconcile.desired import declare
-from lora_sidecar.reconcile.loads import Now
 from lora_sidecar.reconcile.policy import Policy
 from lora_sidecar.reconcile.reconcile import reconcile
 from lora_sidecar.reconcile.state import State
@@ -187,9 +187,9 @@ def _planned(
     """What the daemon would do at its first heartbeat, by the very step that it would take."""
     config, server = given
     now = asyncio.get_running_loop().time()
-    made = reconcile(desired, seen, State(), Policy.of(config, server.name), outcomes=(), clock=Now(now, 0.0))
+    made = reconcile(desired, seen, State(), Policy.of(config, server.name), clock=Now(now, 0.0))
     withheld = {one.name: refusal.message for one in made.restores if (refusal := looks[one.name].refusal) is not None}
-    withheld |= {name: one.reason for name, one in made.work.barred.items()}
+    withheld |= {name: one.why for name, one in made.state.blocked.items()}
     lines = [f"to load {one.name} from {one.path}" for one in made.restores if one.name not in withheld]
     lines += [f"to adopt {printable(name)}" for name in sorted(made.desired.adapters.keys() - desired.adapters.keys())]
     lines += [f"to forget {name}" for name in sorted(desired.adapters.keys() - made.desired.adapters.keys())]
@@ -197,7 +197,7 @@ def _planned(
     if seen.runtime_loading is False:
         lines.append("to load nothing until the server has the route for it")
     found: list[Finding] = []
-    for one in made.work.conditions:
+    for one in made.state.conditions:
         if one.type in _MISTAKES:
             found.append(_problem(f"{one.type.value} on server {server.name}", one.message, one.hint))
         elif one.type is not ConditionType.RUNTIME_LOADING_DISABLED:

@@ -19,8 +19,9 @@ from lora_sidecar.core.events import Event
 from lora_sidecar.core.model import Desired
 from lora_sidecar.core.observation import Observation, Observed
 from lora_sidecar.core.outcomes import Outcome, Unloaded
-from lora_sidecar.reconcile.loads import pardon
-from lora_sidecar.reconcile.state import Phase, Plan, State
+from lora_sidecar.reconcile.loads import reset
+from lora_sidecar.reconcile.outage import Phase
+from lora_sidecar.reconcile.state import Plan, State
 
 Persist = Callable[[Desired], Awaitable[tuple[Desired, str]]]
 """Makes a value durable; returns what is desired from now on, and why that is not durable, empty if it is."""
@@ -33,8 +34,8 @@ _SPELL: Final = 0.5
 class _Pending:
     """One request: waiting to be received, then to be answered. `before` is what was desired before it."""
 
-    def __init__(self, intent: Request) -> None:
-        self.intent = intent
+    def __init__(self, request: Request) -> None:
+        self.request = request
         self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self.before: Desired | None = None
         self.decided: Answer | None = None
@@ -55,19 +56,19 @@ class RequestQueue:
         self._heard: list[_Pending] = []
         self._open: list[_Pending] = []
 
-    async def submit(self, intent: Request, deadline: float) -> Answer:
-        """Have an intent carried out; returns the answer, at the latest after `deadline` seconds."""
-        slip = _Pending(intent)
-        self._arrived.append(slip)
+    async def submit(self, request: Request, deadline: float) -> Answer:
+        """Have an request carried out; returns the answer, at the latest after `deadline` seconds."""
+        pending = _Pending(request)
+        self._arrived.append(pending)
         self._look()
         try:
             async with asyncio.timeout(deadline):
-                return await asyncio.shield(slip.answer)
+                return await asyncio.shield(pending.answer)
         except TimeoutError:
             # From here on it is as good as answered: what is not taken in yet never is, and what is stays remembered.
             late = _unheard(f"no heartbeat took it in within {deadline:g} s")
-            slip.close(slip.decided or (late if slip.before is None else under_way(intent)))
-            return slip.answer.result()
+            pending.close(pending.decided or (late if pending.before is None else under_way(request)))
+            return pending.answer.result()
 
     def listen(self) -> None:
         """Have the requests that came so far received in this heartbeat, whose listing is asked for after this."""
@@ -77,7 +78,7 @@ class RequestQueue:
     async def take(
         self,
         desired: Desired,
-        work: State,
+        state: State,
         seen: Observation,
         ended: tuple[tuple[Outcome, ...], tuple[Unloaded, ...]],
         persist: Persist,
@@ -86,42 +87,42 @@ class RequestQueue:
 
         `ended` are the loads and unloads that ended since the last heartbeat.
         """
-        desired, work, facts = self._take_back(desired, work, seen, ended)
+        desired, state, events = self._take_back(desired, state, seen, ended)
         loop = asyncio.get_running_loop()
         until = loop.time() + _SPELL
-        for at, slip in enumerate(self._heard):
-            if slip.answer.done():
+        for at, pending in enumerate(self._heard):
+            if pending.answer.done():
                 continue
             if loop.time() > until:
                 self._arrived = [*self._heard[at:], *self._arrived]
                 self._look()
                 break
-            received = receive(desired, slip.intent, seen, _phase(seen, work))
+            received = receive(desired, pending.request, seen, _phase(seen, state))
             if received is None:
-                self._arrived.append(slip)
+                self._arrived.append(pending)
                 continue
             after = received.desired
             if received.answer is None or after is not desired:
                 after, why = await persist(after)
                 if why:
-                    slip.close(_unheard(f"it could not be remembered: {why}"))
+                    pending.close(_unheard(f"it could not be remembered: {why}"))
                     continue
-                if slip.answer.done():
+                if pending.answer.done():
                     # Nobody waited for the save, and was told that nothing was changed.
-                    desired = _undone(after, slip.intent, desired)
+                    desired = _undone(after, pending.request, desired)
                     continue
-            work = _afresh(work, slip.intent, desired, after)
-            slip.before, desired = received.before, after
-            facts += received.facts
-            slip.decided = received.answer
-            self._open.append(slip)
+            state = _afresh(state, pending.request, desired, after)
+            pending.before, desired = received.before, after
+            events += received.events
+            pending.decided = received.answer
+            self._open.append(pending)
         self._heard = []
-        return desired, work, facts
+        return desired, state, events
 
     def _take_back(
         self,
         desired: Desired,
-        work: State,
+        state: State,
         seen: Observation,
         ended: tuple[tuple[Outcome, ...], tuple[Unloaded, ...]],
     ) -> tuple[Desired, State, tuple[Event, ...]]:
@@ -130,57 +131,57 @@ class RequestQueue:
         The heartbeat saves that before they are answered; if it cannot, the refusal holds all the same, and is saved
         later.
         """
-        facts: tuple[Event, ...] = ()
+        events: tuple[Event, ...] = ()
         # The newest first: each leaves what was desired before it.
-        for slip in reversed(self._open):
-            if slip.answer.done():
+        for pending in reversed(self._open):
+            if pending.answer.done():
                 continue
-            failure = refusal(slip.intent, seen, *ended)
-            if failure is None or slip.before is None or not isinstance(slip.intent, Load | Unload):
+            failure = refusal(pending.request, seen, *ended)
+            if failure is None or pending.before is None or not isinstance(pending.request, Load | Unload):
                 continue
-            answer, told = refused(slip.intent, failure)
-            before, desired = desired, retract(desired, slip.intent, slip.before)
-            work = _afresh(work, slip.intent, before, desired)
-            facts += told
-            slip.decided = answer
-        return desired, work, facts
+            answer, told = refused(pending.request, failure)
+            before, desired = desired, retract(desired, pending.request, pending.before)
+            state = _afresh(state, pending.request, before, desired)
+            events += told
+            pending.decided = answer
+        return desired, state, events
 
     def answer(self, plan: Plan, seen: Observation, now: float) -> None:
         """Answer what the newest plan, which is durable and published, has decided."""
-        for slip in self._open:
-            answer = slip.decided or progress(slip.intent, plan, seen, now, fresh=slip.fresh)
-            slip.fresh = False
+        for pending in self._open:
+            answer = pending.decided or progress(pending.request, plan, seen, now, fresh=pending.fresh)
+            pending.fresh = False
             if answer is not None:
-                slip.close(answer)
-        self._open = [slip for slip in self._open if not slip.answer.done()]
+                pending.close(answer)
+        self._open = [pending for pending in self._open if not pending.answer.done()]
 
     def close(self) -> None:
         """Answer everything that is left: what is remembered will be carried out by the next process."""
-        for slip in self._open:
-            slip.close(slip.decided or under_way(slip.intent))
-        for slip in self._arrived:
-            slip.close(_unheard("lora-sidecar is being stopped"))
-        for slip in self._heard:
+        for pending in self._open:
+            pending.close(pending.decided or under_way(pending.request))
+        for pending in self._arrived:
+            pending.close(_unheard("lora-sidecar is being stopped"))
+        for pending in self._heard:
             sentence = "Maybe remembered, maybe not: lora-sidecar is being stopped. Ask again."
-            slip.close(Answer(503, sentence, "ServiceUnavailable"))
+            pending.close(Answer(503, sentence, "ServiceUnavailable"))
 
 
-def _phase(seen: Observation, work: State) -> Phase:
-    return Phase.UP if isinstance(seen, Observed) else work.server.phase
+def _phase(seen: Observation, state: State) -> Phase:
+    return Phase.UP if isinstance(seen, Observed) else state.server.phase
 
 
-def _afresh(work: State, intent: Request, before: Desired, after: Desired) -> State:
+def _afresh(state: State, request: Request, before: Desired, after: Desired) -> State:
     """What was tried of the name so far counts no more."""
-    if not isinstance(intent, Load | Unload):
-        return work
-    attempts = {n: a for n, a in pardon(work.attempts, before, after).items() if n != intent.name}
-    unloads = {n: a for n, a in work.unloads.items() if n != intent.name}
-    return replace(work, attempts=attempts, unloads=unloads)
+    if not isinstance(request, Load | Unload):
+        return state
+    attempts = {n: a for n, a in reset(state.loads.attempts, before, after).items() if n != request.name}
+    unloads = {n: a for n, a in state.unloads.items() if n != request.name}
+    return replace(state, loads=replace(state.loads, attempts=attempts), unloads=unloads)
 
 
-def _undone(desired: Desired, intent: Request, before: Desired) -> Desired:
-    if isinstance(intent, Load | Unload):
-        return retract(desired, intent, before)
+def _undone(desired: Desired, request: Request, before: Desired) -> Desired:
+    if isinstance(request, Load | Unload):
+        return retract(desired, request, before)
     return replace(desired, paused=before.paused)
 
 

@@ -19,8 +19,8 @@ from msgspec.structs import replace
 from lora_sidecar.core.events import Event, EventName, info
 from lora_sidecar.core.model import Adapter, Desired, Origin, Paused, Withdrawn
 from lora_sidecar.core.observation import Observation, Observed
-from lora_sidecar.reconcile.desired import is_listed_path, same_path
-from lora_sidecar.reconcile.state import Phase
+from lora_sidecar.core.paths import is_listed_path, same_path
+from lora_sidecar.reconcile.outage import Phase
 
 T = TypeVar("T")
 
@@ -76,7 +76,7 @@ class Received(Struct, frozen=True):
     desired: Desired
     before: Desired
     answer: Answer | None = None
-    facts: tuple[Event, ...] = ()
+    events: tuple[Event, ...] = ()
 
 
 def receive(desired: Desired, intent: Request, seen: Observation, phase: Phase) -> Received | None:
@@ -94,8 +94,8 @@ def receive(desired: Desired, intent: Request, seen: Observation, phase: Phase) 
             return _receive_unload(desired, intent, seen)
         case Pause():
             after = replace(desired, paused=Paused(intent.reason))
-            facts = () if after == desired else (info(EventName.CONTROL_PAUSED, reason=intent.reason),)
-            return Received(desired if after == desired else after, desired, Answer(200, "paused"), facts)
+            events = () if after == desired else (info(EventName.CONTROL_PAUSED, reason=intent.reason),)
+            return Received(desired if after == desired else after, desired, Answer(200, "paused"), events)
         case Resume():
             if desired.paused is None:
                 return Received(desired, desired, Answer(200, "not paused"))
@@ -123,11 +123,11 @@ def _receive_load(desired: Desired, intent: Load, seen: Observation) -> Received
         if not is_it(desired, intent, listed[intent.name]):
             return Received(desired, desired, answer)
     base = seen.bases[0].root if isinstance(seen, Observed) and seen.bases else None
-    after, facts = request(desired, intent, base)
+    after, events = request(desired, intent, base)
     if _size(after) > max(MEMORY_LIMIT, _size(desired)):
         sentence = f"No more adapters can be remembered: their names and paths have more than {MEMORY_LIMIT} bytes."
         return Received(desired, desired, Answer(400, sentence, "InvalidUserInput"))
-    return Received(after, desired, answer, facts)
+    return Received(after, desired, answer, events)
 
 
 def request(desired: Desired, intent: Load, base: str | None) -> tuple[Desired, tuple[Event, ...]]:
@@ -146,13 +146,13 @@ def request(desired: Desired, intent: Load, base: str | None) -> tuple[Desired, 
         base=base,
         listed_as=known.listed_as if known is not None and known.path == intent.path else None,
     )
-    if desired.adapters.get(intent.name) == wanted and intent.name not in desired.released:
+    if desired.adapters.get(intent.name) == wanted and intent.name not in desired.orphaned:
         return desired, ()
     after = replace(
         desired,
         adapters={**desired.adapters, intent.name: wanted},
         listed=desired.listed - {intent.name},
-        released=_without(desired.released, intent.name),
+        orphaned=_without(desired.orphaned, intent.name),
         withdrawn=_without(desired.withdrawn, intent.name),
     )
     return after, (
@@ -166,11 +166,11 @@ def _receive_unload(desired: Desired, intent: Unload, seen: Observation) -> Rece
     if isinstance(seen, Observed) and not known and not pending:
         sentence = f"The lora adapter '{intent.name}' cannot be found."
         return Received(desired, desired, Answer(404, sentence, "NotFoundError"))
-    after, facts = withdraw(desired, intent.name)
+    after, events = withdraw(desired, intent.name)
     if _size(after) > max(MEMORY_LIMIT, _size(desired)):
         sentence = f"No more can be remembered: names and paths have more than {MEMORY_LIMIT} bytes."
         return Received(desired, desired, Answer(400, sentence, "InvalidUserInput"))
-    return Received(after, desired, facts=facts)
+    return Received(after, desired, events=events)
 
 
 def withdraw(desired: Desired, name: str) -> tuple[Desired, tuple[Event, ...]]:
@@ -186,7 +186,7 @@ def withdraw(desired: Desired, name: str) -> tuple[Desired, tuple[Event, ...]]:
         desired,
         adapters=_without(desired.adapters, name),
         listed=desired.listed - {name},
-        released=_without(desired.released, name),
+        orphaned=_without(desired.orphaned, name),
         withdrawn={**desired.withdrawn, name: withdrawn},
     )
     return after, (info(EventName.ADAPTER_WITHDRAWN, adapter=name, path=None if known is None else known.path),)
@@ -218,7 +218,7 @@ def retract(desired: Desired, intent: Load | Unload, before: Desired) -> Desired
     return replace(
         desired,
         adapters=_put(desired.adapters, name, was),
-        released=_put(desired.released, name, before.released.get(name) if was is None else None),
+        orphaned=_put(desired.orphaned, name, before.orphaned.get(name) if was is None else None),
         withdrawn=_put(desired.withdrawn, name, withdrawn if was is None else None),
     )
 

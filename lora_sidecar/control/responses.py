@@ -14,7 +14,8 @@ from lora_sidecar.core.events import Event, EventName, warning
 from lora_sidecar.core.model import Desired
 from lora_sidecar.core.observation import Observation, Observed
 from lora_sidecar.core.outcomes import Failure, FailureKind, Outcome, Unloaded
-from lora_sidecar.reconcile.state import Phase, Plan, State
+from lora_sidecar.reconcile.outage import Phase
+from lora_sidecar.reconcile.state import Plan, State
 
 
 def refusal(
@@ -88,14 +89,14 @@ def _progress_load(intent: Load, plan: Plan, seen: Observation, now: float, *, f
     success = Answer(200, f"Success: LoRA adapter '{intent.name}' added successfully.")
     if intent.name in listed:
         return success if is_it(plan.desired, intent, listed[intent.name]) else already_loaded(intent.name)
-    if isinstance(seen, Observed) and intent.name in plan.work.evicted:
+    if isinstance(seen, Observed) and intent.name in plan.state.capacity.evicted:
         # The server has it, and made room in its listing.
         return success
     if intent.name not in plan.desired.adapters:
         return Answer(409, f"The lora adapter '{intent.name}' was unloaded by another request.", "Conflict")
-    why = _waits_for(plan.desired, plan.work, now) or _barred(intent.name, plan.work)
+    why = _waits_for(plan.desired, plan.state, now) or _blocked(intent.name, plan.state)
     if not why and not fresh:
-        why = _held_up(intent.name, plan.work)
+        why = _held_up(intent.name, plan.state)
     return _will(f"LoRA adapter '{intent.name}'", "loaded", why) if why else None
 
 
@@ -105,46 +106,46 @@ def _progress_unload(intent: Unload, plan: Plan, seen: Observation) -> Answer | 
         if intent.name in plan.desired.adapters and intent.name not in listed_in(seen):
             return Answer(409, f"The lora adapter '{intent.name}' was loaded by another request.", "Conflict")
         return Answer(200, f"Success: LoRA adapter '{intent.name}' removed successfully.")
-    why = _absent(plan.desired, plan.work)
-    attempt = plan.work.unloads.get(intent.name)
+    why = _absent(plan.desired, plan.state)
+    attempt = plan.state.unloads.get(intent.name)
     if not why and attempt is not None and attempt.failure is not None:
         why = attempt.failure.message
     return _will(f"LoRA adapter '{intent.name}'", "unloaded", why) if why else None
 
 
-def _waits_for(desired: Desired, work: State, now: float) -> str:
+def _waits_for(desired: Desired, state: State, now: float) -> str:
     """Why nothing is loaded now, whatever it is; empty where it is."""
-    why = _absent(desired, work)
+    why = _absent(desired, state)
     if why:
         return why
-    if work.hold is not None and work.hold.until > now:
-        return work.hold.failure.message
-    if work.last is not None and work.last.runtime_loading is False:
+    if state.loads.backoff is not None and state.loads.backoff.until > now:
+        return state.loads.backoff.failure.message
+    if state.last is not None and state.last.runtime_loading is False:
         return "the server has no route to load adapters at run time"
     return ""
 
 
-def _absent(desired: Desired, work: State) -> str:
+def _absent(desired: Desired, state: State) -> str:
     if desired.paused is not None:
         return f"loads and unloads are paused{desired.paused.reason and ': ' + desired.paused.reason}"
-    if work.server.phase is not Phase.UP:
-        detail = work.server.detail
-        return f"the server is {work.server.phase.value}{detail and ' (' + detail + ')'}"
+    if state.server.phase is not Phase.UP:
+        detail = state.server.detail
+        return f"the server is {state.server.phase.value}{detail and ' (' + detail + ')'}"
     return ""
 
 
-def _barred(name: str, work: State) -> str:
+def _blocked(name: str, state: State) -> str:
     """Why this adapter is not loaded although nothing is wrong with the server, empty where that is not so."""
-    barred = work.barred.get(name)
-    return "" if barred is None else barred.reason
+    blocked = state.blocked.get(name)
+    return "" if blocked is None else blocked.why
 
 
-def _held_up(name: str, work: State) -> str:
+def _held_up(name: str, state: State) -> str:
     """What came of the first try, where that was a fault of the server."""
-    attempt = work.attempts.get(name)
+    attempt = state.loads.attempts.get(name)
     if attempt is not None and attempt.failures and attempt.failure is not None:
         return attempt.failure.message
-    return "" if work.withheld is None else work.withheld.detail
+    return "" if state.loads.deferred is None else state.loads.deferred.detail
 
 
 def _will(what: str, done: str, why: str) -> Answer:

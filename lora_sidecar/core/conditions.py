@@ -10,6 +10,8 @@ from enum import StrEnum
 
 from msgspec import Struct
 
+from lora_sidecar.core.events import Event, EventName, info, warning
+
 
 class ConditionType(StrEnum):
     """Every condition that may hold; each has an entry in the documentation on what to do."""
@@ -48,3 +50,15 @@ class Condition(Struct, frozen=True):
     type: ConditionType
     message: str
     hint: str = ""
+
+
+def transitions(before: tuple[Condition, ...], after: tuple[Condition, ...]) -> tuple[Event, ...]:
+    """The events of what began and what ceased to hold."""
+    old, new = {c.type for c in before}, {c.type for c in after}
+    raised = [
+        warning(EventName.CONDITION_RAISED, condition=c.type.value, message=c.message, hint=c.hint)
+        for c in after
+        if c.type not in old
+    ]
+    cleared = [info(EventName.CONDITION_CLEARED, condition=c.type.value) for c in before if c.type not in new]
+    return (*raised, *cleared)

@@ -40,6 +40,11 @@ class Adapter(Struct, frozen=True):
     base: str | None = None
     listed_as: str | None = None
 
+    @property
+    def urgency(self) -> tuple[int, bool, str]:
+        """The key by which adapters are ordered, the most important first."""
+        return -self.priority, not self.required, self.name
+
 
 class Incarnation(Struct, frozen=True):
     """One life of the server process.
@@ -87,7 +92,7 @@ class Desired(Struct, frozen=True):
     """What should be loaded, with the evidence that tells a restart from a deliberate unload; all of it is durable.
 
     `listed` holds the names that were seen listed during `incarnation`: only such an adapter can have been unloaded
-    on purpose, any other that is missing was lost. `released` maps the names that are still loaded but no longer wanted
+    on purpose, any other that is missing was lost. `orphaned` maps the names that are still loaded but no longer wanted
     (removed from the config) to their paths: they are not adopted again until they have left the listing.
     `withdrawn` has the names that were unloaded through the control port; none of them is in `adapters`. `paused` is
     not None while an operator wants the server observed only. `suspects` are those of `adapters` that may have
@@ -97,7 +102,7 @@ class Desired(Struct, frozen=True):
     adapters: Mapping[str, Adapter]
     incarnation: Incarnation
     listed: frozenset[str] = frozenset()
-    released: Mapping[str, str] = {}
+    orphaned: Mapping[str, str] = {}
     withdrawn: Mapping[str, Withdrawn] = {}
     paused: Paused | None = None
     suspects: Mapping[str, Suspect] = {}

@@ -6,7 +6,7 @@ fills the log.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 NAMES_SHOWN = 20
 """How many adapter names one log line lists before it only counts them."""
@@ -27,3 +27,8 @@ def shown(names: Iterable[str], say: Callable[[str], str] = printable) -> list[s
     if len(ordered) <= NAMES_SHOWN:
         return [say(name) for name in ordered]
     return [*map(say, ordered[: NAMES_SHOWN - 1]), f"and {len(ordered) - NAMES_SHOWN + 1} more"]
+
+
+def reasons(by_name: Mapping[str, str]) -> str:
+    """Names with their reasons in one sentence, as many as `shown` shows."""
+    return "; ".join(shown(by_name, lambda name: f"{printable(name)}: {by_name[name]}"))

@@ -5,34 +5,36 @@ The trap guarded against is a log line for every heartbeat of a drift that lasts
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from msgspec import Struct
 
-from lora_sidecar.core.events import Event, EventName, info
-from lora_sidecar.core.model import Adapter, Desired
+from lora_sidecar.core.events import EventName
+from lora_sidecar.core.paths import is_listed_path
 from lora_sidecar.core.text import shown
-from lora_sidecar.reconcile.desired import is_listed_path
-from lora_sidecar.reconcile.state import Drift
+from lora_sidecar.reconcile.beat import ListingBeat
 
 
-def drift_of(
-    before: Drift,
-    desired: Desired,
-    listed: Mapping[str, str],
-    missing: Mapping[str, Adapter],
-    refused: Mapping[str, str],
-) -> tuple[Drift, tuple[Event, ...]]:
-    """How the listing differs from desired, and the fact of it where it differs in more than before."""
-    ours = {n: path for n, path in listed.items() if n in desired.adapters}
-    replaced = {n for n, path in ours.items() if not is_listed_path(desired.adapters[n], path)}
-    drift = Drift(frozenset(missing), frozenset(replaced), frozenset(refused.keys() - ours.keys()))
-    if drift == before:
-        return before, ()
-    if drift.missing <= before.missing and drift.replaced <= before.replaced and drift.unexpected <= before.unexpected:
-        return drift, ()
-    fact = info(
-        EventName.DRIFT_DETECTED,
-        missing=shown(drift.missing),
-        replaced=shown(drift.replaced),
-        unexpected=shown(drift.unexpected),
-    )
-    return drift, (fact,)
+class Drift(Struct, frozen=True):
+    """How the listing differs from desired: names missing, listed with another path, listed and not desired."""
+
+    missing: frozenset[str] = frozenset()
+    replaced: frozenset[str] = frozenset()
+    unexpected: frozenset[str] = frozenset()
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.replaced or self.unexpected)
+
+
+def decide(before: Drift, beat: ListingBeat) -> Drift:
+    """The drift now, told where it differs in more than before."""
+    adapters = beat.desired.adapters
+    replaced = {n for n, path in beat.listed.items() if n in adapters and not is_listed_path(adapters[n], path)}
+    drift = Drift(frozenset(beat.missing), frozenset(replaced), frozenset(beat.refused.keys() - adapters.keys()))
+    grown = drift.missing - before.missing or drift.replaced - before.replaced or drift.unexpected - before.unexpected
+    if grown:
+        beat.say(
+            EventName.DRIFT_DETECTED,
+            missing=shown(drift.missing),
+            replaced=shown(drift.replaced),
+            unexpected=shown(drift.unexpected),
+        )
+    return drift

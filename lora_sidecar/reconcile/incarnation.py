@@ -8,42 +8,25 @@ a guess.
 
 from __future__ import annotations
 
-from enum import StrEnum
+from msgspec.structs import replace
 
-from msgspec import Struct
-
+from lora_sidecar.core.events import EventName
 from lora_sidecar.core.model import Desired, Incarnation
 from lora_sidecar.core.observation import Observed
-from lora_sidecar.reconcile.state import State
+from lora_sidecar.core.paths import same_path
+from lora_sidecar.core.text import shown
+from lora_sidecar.reconcile.beat import Evidence, Identified, ListingBeat
 
 _ALL = 2
 """From how many adapters on "all of them are gone" is taken for a restart; one alone is likelier an unload."""
 
 
-class Evidence(StrEnum):
-    """What a judgement rests on, strongest first."""
-
-    START_TIME = "start_time"
-    SILENT_CONNECTION = "silent_connection"
-    OUTAGE = "outage"
-    ALL_MISSING = "all_missing"
-    NONE = "none"
-    FIRST_SIGHT = "first_sight"
-
-
-class Identified(Struct, frozen=True):
-    """Which incarnation a listing belongs to, whether that is another one than before, and on what evidence."""
-
-    incarnation: Incarnation
-    restarted: bool
-    evidence: Evidence
-
-
-def judge(desired: Desired, work: State, seen: Observed) -> Identified:
+def identify(desired: Desired, last: Observed | None, seen: Observed, *, interrupted: bool) -> Identified:
     """Compare a good listing with what is remembered of the incarnation before it.
 
-    An interruption of the watch (an outage, or our own restart) counts as a restart unless the start times are equal,
-    or one silent connection was open before the earlier listing and still after the later one.
+    `last` is the good listing before, None where this process saw none. An interruption of the watch (an outage, or our
+    own restart) counts as a restart unless the start times are equal, or one silent connection was open before the
+    earlier listing and still after the later one.
     """
     known = desired.incarnation
     if known.number == 0:
@@ -52,11 +35,14 @@ def judge(desired: Desired, work: State, seen: Observed) -> Identified:
         if known.start_time == seen.start_time:
             return Identified(known, restarted=False, evidence=Evidence.START_TIME)
         return _next(known, seen, Evidence.START_TIME)
-    if work.last is not None and work.last.line is not None and work.last.line == seen.line:
+    if last is not None and None not in (last.start_time, seen.start_time) and last.start_time != seen.start_time:
+        # That of the listing before was not taken over, since it came together with an absence.
+        return _next(known, seen, Evidence.START_TIME)
+    if last is not None and last.line is not None and last.line == seen.line:
         return Identified(_with_start_time(known, seen), restarted=False, evidence=Evidence.SILENT_CONNECTION)
-    if work.last is None or work.server.interrupted:
+    if last is None or interrupted:
         return _next(known, seen, Evidence.OUTAGE)
-    if _all_gone(work.last, seen):
+    if _all_gone(last, seen):
         return _next(known, seen, Evidence.ALL_MISSING)
     # A start time that is first read together with an absence may be that of the next life: it proves nothing yet.
     whole = desired.listed <= {card.name for card in seen.adapters}
@@ -74,9 +60,45 @@ def _next(known: Incarnation, seen: Observed, evidence: Evidence) -> Identified:
 
 
 def _all_gone(last: Observed, seen: Observed) -> bool:
-    if seen.adapters is last.adapters or len(last.adapters) < _ALL:
+    if len(last.adapters) < _ALL:
         return False
     if seen.capacity is not None and len(seen.adapters) >= seen.capacity:
         # The server makes room by itself: others in their place are no sign of a restart.
         return False
     return {card.name for card in last.adapters}.isdisjoint(card.name for card in seen.adapters)
+
+
+def learn(beat: ListingBeat) -> None:
+    """Take over the incarnation; a new one has listed nothing yet, and what was orphaned and has left is dropped.
+
+    A restart that is only assumed because nobody watched, and that has lost nothing, is not told.
+    """
+    _drop_orphans(beat)
+    desired, found = beat.desired, beat.incarnation
+    if found.incarnation == desired.incarnation:
+        return
+    kept = frozenset[str]() if beat.restarted else desired.listed
+    beat.desired = replace(desired, incarnation=found.incarnation, listed=kept)
+    lost = [name for name in desired.adapters if name not in beat.listed]
+    assumed = found.evidence is Evidence.OUTAGE and beat.last is None
+    if not beat.restarted or (assumed and not lost):
+        return
+    beat.warn(
+        EventName.SERVER_RESTARTED,
+        incarnation=found.incarnation.number,
+        evidence=found.evidence.value,
+        lost=len(lost),
+        lost_adapters=shown(lost),
+    )
+
+
+def _drop_orphans(beat: ListingBeat) -> None:
+    desired, listed = beat.desired, beat.listed
+    gone = {
+        name
+        for name, path in desired.orphaned.items()
+        if (name not in listed and (beat.restarted or (beat.seen.capacity is None and name in desired.listed)))
+        or (name in listed and not same_path(listed[name], path))
+    }
+    if gone:
+        beat.desired = replace(desired, orphaned={n: p for n, p in desired.orphaned.items() if n not in gone})

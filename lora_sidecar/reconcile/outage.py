@@ -1,24 +1,20 @@
-"""What the observations say of the server over time: its phase, its outages, and when each has been made good.
+"""What the observations say of the server over time: starting, up, down, or not to be trusted.
 
-Two traps are guarded against. One slow answer is not a death: a timeout counts only when it repeats, so a busy server
-neither loses its place nor fills the log. And "the server is back" is not "the adapters are back": a recovery ends when
-everything lost is listed again or known to fail, and is told once.
+The trap guarded against is one slow answer taken for a death: a timeout counts only when it repeats, so a busy server
+neither loses its place nor fills the log.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, assert_never
+from enum import StrEnum
+from typing import assert_never
 
-from msgspec.structs import replace
+from msgspec import Struct
 
 from lora_sidecar.config.settings import HeartbeatConfig
-from lora_sidecar.core.events import Event, EventName, info, warning
-from lora_sidecar.core.model import Desired
+from lora_sidecar.core.events import EventName
 from lora_sidecar.core.observation import Observation, Observed, Reason, Unknown
-from lora_sidecar.core.text import shown
-from lora_sidecar.reconcile.incarnation import Identified
-from lora_sidecar.reconcile.state import Attempt, Phase, Recovery, ServerState
+from lora_sidecar.reconcile.beat import Beat
 
 _GONE = frozenset({Reason.REFUSED, Reason.RESET, Reason.UNREACHABLE, Reason.ENGINE_DEAD})
 """Unknown observations of which a single one shows that the server is away."""
@@ -27,29 +23,60 @@ _EAGER = 120.0
 """Seconds of an outage during which the server is looked for at the quickest cadence; then ever more slowly."""
 
 
-def advance(state: ServerState, seen: Observation, heartbeat: HeartbeatConfig) -> tuple[ServerState, tuple[Event, ...]]:
-    """Take one more observation into account; the facts are the transitions that it made."""
+class Phase(StrEnum):
+    """What is known of the server."""
+
+    STARTING = "starting"
+    """It has not given a good answer since this process started."""
+    UP = "up"
+    DOWN = "down"
+    UNKNOWN = "unknown"
+    """It answers, and not in a way that can be trusted."""
+
+
+class ServerState(Struct, frozen=True):
+    """What the last observations together say of the server.
+
+    `since` is when the phase began. `reason` and `detail` are those of the newest unknown observation. `errors`
+    counts unknown observations in a row, `timeouts` those of them that were timeouts in a row. `interrupted` is whether
+    the server may have restarted unseen since the last good listing. `last_good` is when that was.
+    """
+
+    phase: Phase = Phase.STARTING
+    since: float = 0.0
+    reason: Reason | None = None
+    detail: str = ""
+    hint: str = ""
+    errors: int = 0
+    timeouts: int = 0
+    interrupted: bool = False
+    last_good: float | None = None
+
+
+def advance(state: ServerState, seen: Observation, beat: Beat) -> ServerState:
+    """Take one more observation into account, and tell the transition that it made."""
     match seen:
         case Observed():
-            return _answered(state, seen.at)
+            return _answered(state, seen.at, beat)
         case Unknown():
-            return _failed(state, seen, heartbeat.down_after_timeouts)
+            return _failed(state, seen, beat)
         case _:
             assert_never(seen)
 
 
-def _answered(state: ServerState, now: float) -> tuple[ServerState, tuple[Event, ...]]:
+def _answered(state: ServerState, now: float, beat: Beat) -> ServerState:
     if state.phase is Phase.UP:
-        facts = (info(EventName.PROBE_RECOVERED, previous_errors=state.errors),) if state.errors else ()
-        return ServerState(Phase.UP, state.since, last_good=now), facts
+        if state.errors:
+            beat.say(EventName.PROBE_RECOVERED, previous_errors=state.errors)
+        return ServerState(Phase.UP, state.since, last_good=now)
     away = now - (state.last_good if state.last_good is not None else state.since)
-    fact = info(EventName.SERVER_UP, after=state.phase.value, away_seconds=round(away, 3), previous_errors=state.errors)
-    return ServerState(Phase.UP, now, last_good=now), (fact,)
+    beat.say(EventName.SERVER_UP, after=state.phase.value, away_seconds=round(away, 3), previous_errors=state.errors)
+    return ServerState(Phase.UP, now, last_good=now)
 
 
-def _failed(state: ServerState, seen: Unknown, patience: int) -> tuple[ServerState, tuple[Event, ...]]:
+def _failed(state: ServerState, seen: Unknown, beat: Beat) -> ServerState:
     timeouts = state.timeouts + 1 if seen.reason is Reason.TIMEOUT else 0
-    excused = seen.reason is Reason.TIMEOUT and timeouts < patience
+    excused = seen.reason is Reason.TIMEOUT and timeouts < beat.policy.heartbeat.down_after_timeouts
     phase = state.phase if excused else _phase_after(state.phase, seen.reason)
     changed = phase is not state.phase
     after = ServerState(
@@ -66,10 +93,10 @@ def _failed(state: ServerState, seen: Unknown, patience: int) -> tuple[ServerSta
     said = {"reason": seen.reason.value, "detail": seen.detail} | ({"hint": seen.hint} if seen.hint else {})
     if changed and phase is Phase.DOWN:
         last_good = None if state.last_good is None else round(seen.at - state.last_good, 3)
-        return after, (warning(EventName.SERVER_DOWN, **said, since_last_good_seconds=last_good),)
-    if phase is Phase.DOWN or (phase is Phase.STARTING and state.reason is seen.reason):
-        return after, ()
-    return after, (warning(EventName.PROBE_FAILED, **said, consecutive=after.errors, repeats=seen.reason.value),)
+        beat.warn(EventName.SERVER_DOWN, **said, since_last_good_seconds=last_good)
+    elif phase is not Phase.DOWN and not (phase is Phase.STARTING and state.reason is seen.reason):
+        beat.warn(EventName.PROBE_FAILED, **said, consecutive=after.errors, repeats=seen.reason.value)
+    return after
 
 
 def _phase_after(phase: Phase, reason: Reason) -> Phase:
@@ -91,84 +118,3 @@ def next_look(state: ServerState, heartbeat: HeartbeatConfig, now: float) -> flo
     away = now - state.since
     slowed = heartbeat.away_interval * max(1.0, away / _EAGER)
     return min(heartbeat.interval, slowed)
-
-
-def begin(recovery: Recovery | None, before: ServerState, after: ServerState, seen: Unknown) -> Recovery | None:
-    """The recovery to be tracked from an unknown observation on; None while the server has not left."""
-    if after.phase is Phase.UP or before.last_good is None:
-        return recovery
-    if recovery is not None and not recovery.initial:
-        return replace(recovery, up_at=None)
-    lost = frozenset[str]() if recovery is None else recovery.lost
-    return Recovery(began=seen.at, reason=seen.reason.value, last_good=before.last_good, lost=lost)
-
-
-def resume(
-    recovery: Recovery | None, judgement: Identified, last: Observed | None, lost: frozenset[str], now: float
-) -> Recovery | None:
-    """The recovery to be tracked from a good listing on: one under way, or one of a restart that nobody saw.
-
-    `last` is the good listing before this one, None where this is the first since this process started.
-    """
-    nothing_seen = last is None and not lost
-    if judgement.restarted and (recovery is None or recovery.initial) and not nothing_seen:
-        last_good = None if last is None else last.at
-        lost = lost if recovery is None else lost | recovery.lost
-        return Recovery(now, "restarted unseen", last_good=last_good, up_at=now, restarts=1, lost=lost)
-    if recovery is None:
-        return Recovery(now, "first listing", up_at=now, lost=lost, initial=True) if last is None and lost else None
-    up_at = now if recovery.up_at is None else recovery.up_at
-    if judgement.restarted:
-        return replace(recovery, up_at=up_at, restarts=recovery.restarts + 1, lost=recovery.lost | lost)
-    return replace(recovery, up_at=up_at)
-
-
-def conclude(
-    recovery: Recovery | None,
-    desired: Desired,
-    attempts: Mapping[str, Attempt],
-    missing: frozenset[str],
-    blocked: Mapping[str, str],
-    now: float,
-) -> tuple[Recovery | None, tuple[Event, ...]]:
-    """End a recovery once each lost adapter is listed, no longer desired, blocked, or has failed at least once."""
-    if recovery is None or recovery.up_at is None:
-        return recovery, ()
-    open_ = recovery.lost & missing & desired.adapters.keys()
-    failed = {name: _why(name, attempts, blocked) for name in open_}
-    if not all(failed.values()):
-        return recovery, ()
-    restored = (recovery.lost & desired.adapters.keys()) - missing
-    told = {
-        "lost": len(recovery.lost),
-        "restored": len(restored),
-        "failed": len(failed),
-        "restored_adapters": shown(restored),
-        "failed_adapters": {name: failed[name] for name in sorted(failed)[:20]},
-        "restore_seconds": round(now - recovery.up_at, 3),
-    }
-    if recovery.initial:
-        return None, (_told(EventName.RESTORE_COMPLETED, told, failed=bool(failed)),)
-    began = recovery.last_good if recovery.last_good is not None else recovery.began
-    outage = {
-        "reason": recovery.reason,
-        "restarts": recovery.restarts,
-        "down_at": began,
-        "up_at": recovery.up_at,
-        "outage_seconds": round(recovery.up_at - began, 3),
-        "total_seconds": round(now - began, 3),
-    }
-    return None, (_told(EventName.RECOVERY_COMPLETED, outage | told, failed=bool(failed)),)
-
-
-def _told(event: EventName, fields: Mapping[str, Any], *, failed: bool) -> Event:
-    return warning(event, **fields) if failed else info(event, **fields)
-
-
-def _why(name: str, attempts: Mapping[str, Attempt], blocked: Mapping[str, str]) -> str:
-    if name in blocked:
-        return blocked[name]
-    attempt = attempts.get(name)
-    if attempt is None or attempt.failures == 0 or attempt.failure is None:
-        return ""
-    return attempt.failure.message

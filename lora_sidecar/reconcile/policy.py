@@ -8,26 +8,24 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from lora_sidecar.config.settings import AdoptConfig, BackoffConfig, Config, HeartbeatConfig
-from lora_sidecar.reconcile.replacement import Rule
+from lora_sidecar.config.settings import BackoffConfig, Config, HeartbeatConfig, PolicyConfig
 
 
 class Policy(Struct, frozen=True):
-    """What the config asks of one server."""
+    """What the config asks of one server.
 
-    adopt: AdoptConfig
-    forget_unloaded: bool
-    backoff: BackoffConfig
-    heartbeat: HeartbeatConfig
-    unload_gone: bool = False
+    `capacity` is how many adapters the server keeps in memory, None where the config does not say. `declares` is
+    whether the config names any adapter at all: nothing is pruned by one that was emptied by mistake.
+    """
+
+    rules: PolicyConfig = PolicyConfig()
+    backoff: BackoffConfig = BackoffConfig()
+    heartbeat: HeartbeatConfig = HeartbeatConfig()
     capacity: int | None = None
-    retire: Rule = Rule()
+    declares: bool = True
 
     @staticmethod
     def of(config: Config, server: str = "") -> Policy:
         """The policy that a config asks for, for the server of that name."""
         capacity = next((one.max_cpu_loras for one in config.servers if one.name == server), None)
-        forgets = config.policy.on_external_unload == "forget"
-        gone = config.policy.on_files_gone == "unload"
-        retire = Rule(config.policy.replace, config.policy.prune, bool(config.adapters))
-        return Policy(config.policy.adopt, forgets, config.restore.backoff, config.heartbeat, gone, capacity, retire)
+        return Policy(config.policy, config.restore.backoff, config.heartbeat, capacity, bool(config.adapters))

@@ -1,4 +1,4 @@
-"""Which loaded adapters are to be retired, because the config gives their name another path or does not name them.
+"""Which loaded adapters are unloaded because the config gives their name another path or does not name them.
 
 The traps guarded against. Stale answers: vLLM 0.11.1 to 0.30 keys the blocks of its prefix cache by an adapter's name,
 so the same name with other weights goes on with what the former ones computed; those versions are left alone. An
@@ -12,45 +12,79 @@ emptied by mistake: nothing is pruned by one that declares no adapter at all.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from enum import StrEnum
 from typing import Literal, assert_never
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from lora_sidecar.config.settings import BackoffConfig
-from lora_sidecar.core.events import Event, EventName, info, warning
-from lora_sidecar.core.model import Adapter, Desired, Origin
+from lora_sidecar.core.conditions import ConditionType
+from lora_sidecar.core.events import EventName
+from lora_sidecar.core.model import Adapter, Origin
 from lora_sidecar.core.outcomes import Accepted, Failure, Retired
-from lora_sidecar.core.text import printable
-from lora_sidecar.reconcile.desired import is_listed_path, same_path
-from lora_sidecar.reconcile.state import Attempt, Replacement, ReplacementPhase, Retire, State
+from lora_sidecar.core.paths import is_listed_path, same_path
+from lora_sidecar.core.text import printable, reasons
+from lora_sidecar.reconcile.backoff import Attempt, Attempts
+from lora_sidecar.reconcile.beat import Beat, ListingBeat
 
-Replace = Literal["never", "safe", "always"]
+
+class ReplacementPhase(StrEnum):
+    """How far a replacement is."""
+
+    UNLOADING = "unloading"
+    LOADING = "loading"
+    REVERTING = "reverting"
+    """The new path could not be loaded, so the former one is loaded again."""
+    DONE = "done"
+    REFUSED = "refused"
+
+
+class Replacement(Struct, frozen=True):
+    """One adapter that is listed from `old` and is to be loaded from `new` under the same name.
+
+    `unload_confirmed_at` is when the server said that it is unloaded. `failures` is how many failed loads are accounted
+    for, `direction_changes` how often the path to load was changed since. `why` is what went wrong, `retry_at` when it
+    is tried again. `refused` is what became of the first load from `new`, if it failed.
+    """
+
+    old: str
+    new: str
+    phase: ReplacementPhase = ReplacementPhase.UNLOADING
+    unload_confirmed_at: float | None = None
+    failures: int = 0
+    direction_changes: int = 0
+    why: str = ""
+    retry_at: float = float("inf")
+    refused: Attempt | None = None
+
+
+class Retire(Struct, frozen=True):
+    """An adapter to be unloaded because of the config; `successor` is what is loaded under its name then, or None."""
+
+    name: str
+    successor: Adapter | None = None
+
+
+class Replacements(Struct, frozen=True):
+    """What is known of this incarnation's replacements, and of the unloads of removed adapters that were tried.
+
+    `reasons` says for each declared adapter that is listed with another path why it still is.
+    """
+
+    by_name: Mapping[str, Replacement] = {}
+    prunes: Attempts = {}
+    reasons: Mapping[str, str] = {}
+
 
 _UNDER_WAY = frozenset({ReplacementPhase.UNLOADING, ReplacementPhase.LOADING, ReplacementPhase.REVERTING})
 
-
 _PAUSED = "it waits: loads and unloads are paused"
 
-
-class Rule(Struct, frozen=True):
-    """The part of the policy that decides; `declares` is whether the config names any adapter at all."""
-
-    replace: Replace = "never"
-    prune: bool = False
-    declares: bool = True
+_PRUNE_SHOWN = 20
 
 
-class Seen(Struct, frozen=True):
-    """What one good listing says of it: names to paths, when it was asked for, the server's version where known."""
-
-    listed: Mapping[str, str]
-    at: float
-    version: str | None = None
-
-
-def refusal(policy: Replace, version: str | None) -> str:
+def refusal(policy: Literal["never", "safe", "always"], version: str | None) -> str:
     """Why a loaded adapter must not be replaced by another path, empty if it may."""
     match policy:
         case "never":
@@ -86,180 +120,197 @@ def keys_by_path(version: str | None) -> bool | None:
     return release < (0, 11, 1) or release >= (0, 31, 0)
 
 
-def absorb(
-    work: State, ended: Iterable[Retired], desired: Desired, backoff: BackoffConfig, now: float
-) -> tuple[State, tuple[Event, ...]]:
-    """Take what came of retirements into account; those of another incarnation say nothing any more."""
-    swaps, prunes = dict(work.swaps), dict(work.prunes)
-    facts: list[Event] = []
-    for one in ended:
-        if one.incarnation != desired.incarnation.number:
+def record_outcomes(state: Replacements, beat: Beat) -> Replacements:
+    """Take what came of these unloads into account; those of another incarnation say nothing any more."""
+    by_name, prunes = dict(state.by_name), dict(state.prunes)
+    again = beat.now + beat.policy.backoff.max
+    for one in beat.unloads:
+        if not isinstance(one, Retired) or one.incarnation != beat.desired.incarnation.number:
             continue
-        swap = swaps.get(one.name)
+        known = by_name.get(one.name)
         match one.result:
             case Accepted():
-                reason = "the config removed it" if swap is None else "the config gives it another path"
-                facts.append(info(EventName.ADAPTER_RETIRED, adapter=one.name, reason=reason))
-                if swap is not None:
-                    swaps[one.name] = replace(swap, told_at=one.at)
+                reason = "the config removed it" if known is None else "the config gives it another path"
+                beat.say(EventName.ADAPTER_RETIRED, adapter=one.name, reason=reason)
+                if known is not None:
+                    by_name[one.name] = replace(known, unload_confirmed_at=one.at)
                 else:
-                    prunes[one.name] = Attempt(not_before=now + backoff.max, ended_at=one.at)
+                    prunes[one.name] = Attempt(not_before=again, ended_at=one.at)
             case Failure():
-                facts.append(
-                    warning(
-                        EventName.UNLOAD_FAILED,
-                        repeats=f"{one.name} {one.result.kind}",
-                        adapter=one.name,
-                        kind=one.result.kind.value,
-                        message=one.result.message,
-                    )
-                )
-                if swap is None:
-                    prunes[one.name] = Attempt(failure=one.result, not_before=now + backoff.max, ended_at=one.at)
+                _tell_failure(one.name, one.result, beat)
+                if known is None:
+                    prunes[one.name] = Attempt(failure=one.result, not_before=again, ended_at=one.at)
                 else:
                     # Nothing was touched: files may still come, a key may be mended, a timeout may pass.
-                    why, again = one.result.message, now + backoff.max
-                    swaps[one.name] = replace(swap, stage=ReplacementPhase.REFUSED, why=why, retry_at=again)
+                    refused, why = ReplacementPhase.REFUSED, one.result.message
+                    by_name[one.name] = replace(known, phase=refused, why=why, retry_at=again)
             case _:
                 assert_never(one.result)
-    return replace(work, swaps=swaps, prunes=prunes), tuple(facts)
+    beat.former_paths = {name: one.old for name, one in state.by_name.items()}
+    return replace(state, by_name=by_name, prunes=prunes)
 
 
-def advance(desired: Desired, work: State, seen: Seen, now: float) -> tuple[Desired, State, tuple[Event, ...]]:
+def _tell_failure(name: str, failure: Failure, beat: Beat) -> None:
+    repeats = f"{name} {failure.kind}"
+    beat.warn(EventName.UNLOAD_FAILED, repeats=repeats, adapter=name, kind=failure.kind.value, message=failure.message)
+
+
+def learn(state: Replacements, beat: ListingBeat) -> Replacements:
     """Move every replacement on by a listing; a name that has left it may be loaded at once."""
-    if not work.swaps:
-        return desired, work, ()
-    swaps: dict[str, Replacement] = {}
-    attempts = dict(work.attempts)
-    facts: list[Event] = []
+    state = Replacements() if beat.restarted else state
+    by_name: dict[str, Replacement] = {}
     gone: set[str] = set()
-    for name, swap in work.swaps.items():
-        if _obsolete(swap, desired.adapters.get(name), now):
+    for name, before in state.by_name.items():
+        if _is_obsolete(before, beat.desired.adapters.get(name), beat.now):
             continue
-        path = seen.listed.get(name)
-        if path is not None and is_listed_path(desired.adapters[name], path):
-            if swap.stage is not ReplacementPhase.DONE:
-                facts.append(info(EventName.ADAPTER_REPLACED, adapter=name, path=path, previous=swap.old))
-            swaps[name] = replace(swap, stage=ReplacementPhase.DONE, why="")
-            continue
-        moved = _moved(swap, path, attempts.get(name), seen.at)
-        if moved is None:
+        after = _advance(name, before, beat)
+        if after is None:
             # The former path, which was loaded in between, has left the listing: only the new one is wanted now.
-            if swap.refused is not None:
-                attempts[name] = swap.refused
+            if before.refused is not None:
+                beat.attempts[name] = before.refused
             continue
-        swaps[name] = moved
-        if (
-            moved.stage is not swap.stage
-            and moved.stage in (ReplacementPhase.LOADING, ReplacementPhase.REVERTING)
-            and moved.flips <= 1
-        ):
+        by_name[name] = after
+        loads = after.phase in (ReplacementPhase.LOADING, ReplacementPhase.REVERTING)
+        if after.phase is not before.phase and loads and after.direction_changes <= 1:
             # The first load of each path does not wait for what became of another one.
-            attempts.pop(name, None)
-        gone |= (
-            {name} if swap.stage is ReplacementPhase.UNLOADING and moved.stage is ReplacementPhase.LOADING else set()
-        )
+            beat.attempts.pop(name, None)
+        if before.phase is ReplacementPhase.UNLOADING and after.phase is ReplacementPhase.LOADING:
+            gone.add(name)
     if gone:
-        desired = replace(desired, listed=desired.listed - gone)
-    return desired, replace(work, swaps=swaps, attempts=attempts), tuple(facts)
+        beat.desired = replace(beat.desired, listed=beat.desired.listed - gone)
+    return replace(state, by_name=by_name)
 
 
-def _obsolete(swap: Replacement, adapter: Adapter | None, now: float) -> bool:
+def _is_obsolete(known: Replacement, adapter: Adapter | None, now: float) -> bool:
     """Whether the config asks for something else by now, or it is time to try again."""
-    return (
-        adapter is None or adapter.path != swap.new or (swap.stage is ReplacementPhase.REFUSED and swap.retry_at <= now)
-    )
+    due = known.phase is ReplacementPhase.REFUSED and known.retry_at <= now
+    return adapter is None or adapter.path != known.new or due
 
 
-def _moved(swap: Replacement, path: str | None, attempt: Attempt | None, asked_at: float) -> Replacement | None:
+def _advance(name: str, known: Replacement, beat: ListingBeat) -> Replacement | None:
+    path = beat.listed.get(name)
+    if path is not None and is_listed_path(beat.desired.adapters[name], path):
+        if known.phase is not ReplacementPhase.DONE:
+            beat.say(EventName.ADAPTER_REPLACED, adapter=name, path=path, previous=known.old)
+        return replace(known, phase=ReplacementPhase.DONE, why="")
+    return _moved(known, path, beat.attempts.get(name), beat.at)
+
+
+def _moved(known: Replacement, path: str | None, attempt: Attempt | None, asked_at: float) -> Replacement | None:
     """The replacement after a listing that shows `path` under the name; None where there is nothing to follow."""
-    match swap.stage:
+    match known.phase:
         case ReplacementPhase.UNLOADING:
             if path is None:
-                return replace(swap, stage=ReplacementPhase.LOADING, failures=0)
-            if swap.told_at is not None and swap.told_at < asked_at:
-                return replace(
-                    swap, stage=ReplacementPhase.REFUSED, why="somebody loaded it again from its former path"
-                )
-            return swap
+                return replace(known, phase=ReplacementPhase.LOADING, failures=0)
+            if known.unload_confirmed_at is not None and known.unload_confirmed_at < asked_at:
+                return _refused(known, "somebody loaded it again from its former path")
+            return known
         case ReplacementPhase.LOADING | ReplacementPhase.REVERTING:
             if path is not None:
-                why = swap.why and f"it cannot be loaded from {swap.new}: {swap.why}; the former one is loaded again"
-                return replace(
-                    swap, stage=ReplacementPhase.REFUSED, why=why or "somebody loaded it again from another path"
-                )
-            if attempt is None or attempt.failure is None or attempt.failures <= swap.failures:
-                return swap
-            failures = attempt.failures
-            if swap.stage is ReplacementPhase.REVERTING:
-                return replace(swap, stage=ReplacementPhase.LOADING, failures=failures, flips=swap.flips + 1)
-            kept = 0 if swap.flips == 0 else failures
-            why = attempt.failure.message
-            return replace(
-                swap,
-                stage=ReplacementPhase.REVERTING,
-                why=why,
-                failures=kept,
-                flips=swap.flips + 1,
-                refused=swap.refused or attempt,
-            )
+                why = known.why and f"it cannot be loaded from {known.new}: {known.why}; the former one is loaded again"
+                return _refused(known, why or "somebody loaded it again from another path")
+            if attempt is None or attempt.failure is None or attempt.failures <= known.failures:
+                return known
+            return _turned(known, attempt, attempt.failure)
         case ReplacementPhase.DONE:
             why = "it was replaced once, and somebody loaded it from another path again"
-            return swap if path is None else replace(swap, stage=ReplacementPhase.REFUSED, why=why)
+            return known if path is None else _refused(known, why)
         case ReplacementPhase.REFUSED:
-            return None if path is None else swap
+            return None if path is None else known
         case _:
-            assert_never(swap.stage)
+            assert_never(known.phase)
 
 
-def source(adapter: Adapter, swaps: Mapping[str, Replacement]) -> Adapter:
-    """The adapter as it is to be loaded now: from its former path while a replacement is being undone."""
-    swap = swaps.get(adapter.name)
-    return adapter if swap is None or swap.stage is not ReplacementPhase.REVERTING else replace(adapter, path=swap.old)
+def _refused(known: Replacement, why: str) -> Replacement:
+    return replace(known, phase=ReplacementPhase.REFUSED, why=why)
 
 
-def retire(
-    desired: Desired, work: State, seen: Seen, rule: Rule, now: float, *, steady: bool
-) -> tuple[State, tuple[Retire, ...]]:
-    """What is to be retired now, one replacement at a time and only while nothing is missing (`steady`)."""
-    swaps = dict(work.swaps)
-    refused = refusal(rule.replace, seen.version)
-    reasons: dict[str, str] = {}
-    for name, adapter in sorted(desired.adapters.items()):
-        path = seen.listed.get(name)
-        if adapter.origin is not Origin.DECLARED or path is None or is_listed_path(adapter, path):
-            continue
-        if name in swaps:
-            waits = desired.paused is not None and swaps[name].stage in _UNDER_WAY
-            reasons[name] = _PAUSED if waits else swaps[name].why or "it is being replaced"
-        elif refused:
-            reasons[name] = refused
-        elif desired.paused is not None:
-            reasons[name] = _PAUSED
-        elif (attempt := work.attempts.get(name)) and attempt.failure and attempt.not_before > now:
-            reasons[name] = f"it waits, for its last load failed: {attempt.failure.message}"
-        elif steady and not any(swap.stage in _UNDER_WAY for swap in swaps.values()):
-            swaps[name] = Replacement(path, adapter.path)
-            reasons[name] = "it is being replaced"
-        else:
-            reasons[name] = "it waits for its turn to be replaced"
-    due = [Retire(name, desired.adapters[name]) for name, s in swaps.items() if s.stage is ReplacementPhase.UNLOADING]
-    if steady and not due and rule.prune and rule.declares:
-        due = [Retire(name) for name in _prunable(desired, work.prunes, seen, now)]
-    prunes = {name: one for name, one in work.prunes.items() if name in desired.released}
-    return replace(work, swaps=swaps, prunes=prunes, path_reasons=reasons), tuple(due)
-
-
-def _prunable(desired: Desired, prunes: Mapping[str, Attempt], seen: Seen, now: float) -> list[str]:
-    released = (
-        n for n, path in sorted(desired.released.items()) if n in seen.listed and same_path(seen.listed[n], path)
+def _turned(known: Replacement, attempt: Attempt, failure: Failure) -> Replacement:
+    """The replacement after a load that failed: the other path is tried."""
+    changes = known.direction_changes + 1
+    if known.phase is ReplacementPhase.REVERTING:
+        phase = ReplacementPhase.LOADING
+        return replace(known, phase=phase, failures=attempt.failures, direction_changes=changes)
+    return replace(
+        known,
+        phase=ReplacementPhase.REVERTING,
+        why=failure.message,
+        failures=0 if known.direction_changes == 0 else attempt.failures,
+        direction_changes=changes,
+        refused=known.refused or attempt,
     )
-    return [n for n in released if n not in prunes or (prunes[n].not_before <= now and prunes[n].ended_at < seen.at)]
 
 
-def spared(desired: Desired, seen: Seen, rule: Rule) -> str:
-    """Why adapters that the config removed are not pruned although it asks for that; empty where they are."""
-    if not rule.prune or rule.declares:
-        return ""
-    kept = [printable(name) for name in sorted(desired.released) if name in seen.listed]
-    return f"the config declares no adapter at all: {', '.join(kept[:20])} stay loaded" if kept else ""
+def decide(state: Replacements, beat: ListingBeat, *, quiet: bool) -> tuple[Replacements, tuple[Retire, ...]]:
+    """What is to be unloaded now, one replacement at a time and only while nothing is missing (`quiet`)."""
+    by_name = dict(state.by_name)
+    why = {
+        name: _why_not(name, adapter, path, by_name, beat, quiet=quiet)
+        for name, adapter, path in _moved_by_config(beat)
+    }
+    due = [Retire(n, beat.desired.adapters[n]) for n, one in by_name.items() if one.phase is ReplacementPhase.UNLOADING]
+    rules = beat.policy.rules
+    if quiet and not due and rules.prune and beat.policy.declares:
+        due = [Retire(name) for name in _prunable(state.prunes, beat)]
+    prunes = {name: one for name, one in state.prunes.items() if name in beat.desired.orphaned}
+    _raise_conditions(why, beat)
+    if why or (rules.prune and beat.desired.orphaned):
+        beat.settled = False
+    after = Replacements(by_name, prunes, why)
+    return after, () if beat.desired.paused is not None else tuple(due)
+
+
+def _moved_by_config(beat: ListingBeat) -> list[tuple[str, Adapter, str]]:
+    """The declared adapters that are listed with another path than the config gives them."""
+    return [
+        (name, adapter, beat.listed[name])
+        for name, adapter in sorted(beat.desired.adapters.items())
+        if adapter.origin is Origin.DECLARED and name in beat.listed and not is_listed_path(adapter, beat.listed[name])
+    ]
+
+
+def _why_not(
+    name: str, adapter: Adapter, path: str, by_name: dict[str, Replacement], beat: ListingBeat, *, quiet: bool
+) -> str:
+    """Why a declared adapter is still listed with another path; begins its replacement where nothing is in the way."""
+    paused = beat.desired.paused is not None
+    known, attempt = by_name.get(name), beat.attempts.get(name)
+    if known is not None:
+        return _PAUSED if paused and known.phase in _UNDER_WAY else known.why or "it is being replaced"
+    refused = refusal(beat.policy.rules.replace, beat.seen.version)
+    if refused:
+        return refused
+    if paused:
+        return _PAUSED
+    if attempt is not None and attempt.failure is not None and attempt.not_before > beat.now:
+        return f"it waits, for its last load failed: {attempt.failure.message}"
+    if not quiet or any(one.phase in _UNDER_WAY for one in by_name.values()):
+        return "it waits for its turn to be replaced"
+    by_name[name] = Replacement(path, adapter.path)
+    return "it is being replaced"
+
+
+def _prunable(prunes: Attempts, beat: ListingBeat) -> list[str]:
+    orphaned = sorted(beat.desired.orphaned.items())
+    there = [name for name, path in orphaned if name in beat.listed and same_path(beat.listed[name], path)]
+    return [n for n in there if n not in prunes or (prunes[n].not_before <= beat.now and prunes[n].ended_at < beat.at)]
+
+
+def _raise_conditions(why: Mapping[str, str], beat: ListingBeat) -> None:
+    adapters = beat.desired.adapters
+    if why:
+        differing = {n: f"listed with another path than the configured {adapters[n].path}; {w}" for n, w in why.items()}
+        hint = "give the new weights a name of their own, restart the server, or unload it"
+        beat.raise_condition(ConditionType.ADAPTER_PATH_DIFFERS, reasons(differing), hint)
+    kept = [printable(name) for name in sorted(beat.desired.orphaned) if name in beat.listed]
+    if kept and beat.policy.rules.prune and not beat.policy.declares:
+        message = f"the config declares no adapter at all: {', '.join(kept[:_PRUNE_SHOWN])} stay loaded"
+        hint = "was the config emptied by mistake? unload them by hand if it was not"
+        beat.raise_condition(ConditionType.PRUNE_REFUSED, message, hint)
+
+
+def source(adapter: Adapter, state: Replacements) -> Adapter:
+    """The adapter as it is to be loaded now: from its former path while a replacement is being undone."""
+    known = state.by_name.get(adapter.name)
+    reverts = known is not None and known.phase is ReplacementPhase.REVERTING
+    return replace(adapter, path=known.old) if known is not None and reverts else adapter

@@ -18,7 +18,7 @@ from lora_sidecar.config.settings import ServerHealthConfig
 from lora_sidecar.config.values import format_duration
 from lora_sidecar.core.conditions import Condition, ConditionType
 from lora_sidecar.core.observation import EngineActivity, Reason
-from lora_sidecar.reconcile.state import Phase, ServerState
+from lora_sidecar.reconcile.outage import Phase, ServerState
 
 PROVEN_AFTER = 30.0
 """Seconds that a proven wedge must last: vLLM 0.32.0 took 5 s at most to end by itself after its engine had died."""

@@ -1,119 +1,106 @@
-"""The adapters that the server has yet to be told to unload: what came of telling it, and when to tell it again.
+"""What the server has yet to be told to unload: what came of telling it, and when to tell it again.
 
 Three traps are guarded against. An unload that came too early: a load of the same name may still be under way and land
-after it; so the server is told even where the adapter is not listed, since it answers after a load of that name. And an
+after it; so the server is told even where the adapter is not listed, since it answers after a load of that name. An
 unload that fights: once the server has said that it is done, an adapter that is listed again was loaded by somebody,
 and stays. And our own unload taken for somebody else's: an adapter that is wanted again meanwhile would be forgotten.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from typing import assert_never
 
 from msgspec.structs import replace
 
-from lora_sidecar.config.settings import BackoffConfig
-from lora_sidecar.core.events import Event, EventName, info, warning
-from lora_sidecar.core.model import Adapter, Desired, Withdrawn
-from lora_sidecar.core.outcomes import Accepted, Failure, Retired, Unloaded
-from lora_sidecar.reconcile.backoff import delay
-from lora_sidecar.reconcile.loads import Now, undecided
-from lora_sidecar.reconcile.state import Attempt, State
+from lora_sidecar.core.events import EventName
+from lora_sidecar.core.model import Adapter, Withdrawn
+from lora_sidecar.core.outcomes import Accepted, Failure, Unloaded
+from lora_sidecar.reconcile.backoff import UNTRIED, Attempt, Attempts
+from lora_sidecar.reconcile.beat import Beat, ListingBeat
 
 
-def absorb_unloads(
-    work: State, ended: Iterable[Unloaded], incarnation: int, backoff: BackoffConfig, clock: Now
-) -> tuple[State, tuple[Event, ...]]:
+def record_outcomes(state: Attempts, beat: Beat) -> Attempts:
     """Take what came of unloads into account; those of another incarnation say nothing any more."""
-    unloads = dict(work.unloads)
-    facts: list[Event] = []
-    for one in ended:
-        if one.incarnation != incarnation:
+    attempts = dict(state)
+    for one in beat.unloads:
+        if not isinstance(one, Unloaded) or one.incarnation != beat.desired.incarnation.number:
             continue
-        before = unloads.get(one.name, Attempt())
         match one.result:
             case Accepted():
                 # If it is listed all the same, it is not to be told so at every heartbeat.
-                unloads[one.name] = Attempt(not_before=clock.now + backoff.max, ended_at=one.at, accepted=True)
+                again = beat.now + beat.policy.backoff.max
+                attempts[one.name] = Attempt(not_before=again, ended_at=one.at, accepted=True)
             case Failure():
-                failures = before.failures + 1
-                wait = delay(failures, one.result.kind, backoff, clock.jitter)
-                not_before = clock.now + wait
-                unloads[one.name] = Attempt(failures, one.result, not_before, ended_at=one.at)
-                facts.append(_failed(one.name, failures, one.result))
+                before = Attempt(failures=attempts.get(one.name, UNTRIED).failures, ended_at=one.at)
+                attempts[one.name] = before.failed(one.result, beat.policy.backoff, beat.clock)
+                beat.warn(
+                    EventName.UNLOAD_FAILED,
+                    repeats=f"{one.name} {one.result.kind}",
+                    adapter=one.name,
+                    kind=one.result.kind.value,
+                    status=one.result.status,
+                    message=one.result.message,
+                    consecutive=attempts[one.name].failures,
+                )
             case _:
                 assert_never(one.result)
-    return (replace(work, unloads=unloads) if unloads != work.unloads else work), tuple(facts)
+    return attempts
 
 
-def _failed(name: str, failures: int, failure: Failure) -> Event:
-    return warning(
-        EventName.UNLOAD_FAILED,
-        repeats=f"{name} {failure.kind}",
-        adapter=name,
-        kind=failure.kind.value,
-        status=failure.status,
-        message=failure.message,
-        consecutive=failures,
-    )
-
-
-def settle_unloads(
-    desired: Desired, unloads: Mapping[str, Attempt], listed: Mapping[str, str], asked_at: float, *, restarted: bool
-) -> tuple[Desired, Mapping[str, Attempt], tuple[Event, ...]]:
-    """Decide by a listing what became of the withdrawn adapters, and take back what somebody loaded again.
-
-    `listed` maps names to paths, `asked_at` is when it was asked for, `restarted` whether this is the first listing of
-    another incarnation. The same `desired` is returned if nothing changed.
-    """
-    if not desired.withdrawn:
-        return desired, {}, ()
+def learn(state: Attempts, beat: ListingBeat) -> Attempts:
+    """Decide by the listing what became of the withdrawn adapters, and take back what somebody loaded again."""
+    state = {} if beat.restarted else state
     withdrawn: dict[str, Withdrawn] = {}
     back: dict[str, Adapter] = {}
-    facts: list[Event] = []
-    for name, one in desired.withdrawn.items():
+    for name, one in beat.desired.withdrawn.items():
         if one.pending:
-            attempt = unloads.get(name, Attempt())
-            told = attempt.accepted and not undecided(attempt, asked_at)
-            if not told and not (restarted and name not in listed):
+            if not _is_unloaded(name, state, beat):
                 withdrawn[name] = one
                 continue
-            facts.append(info(EventName.ADAPTER_UNLOADED, adapter=name))
-        if one.declared is not None and name not in listed:
+            beat.say(EventName.ADAPTER_UNLOADED, adapter=name)
+        if one.declared is not None and name not in beat.listed:
             withdrawn[name] = replace(one, pending=False)
         elif one.declared is not None:
             back[name] = one.declared
-            facts.append(info(EventName.ADAPTER_REINSTATED, adapter=name, reason="loaded again by somebody else"))
-    left = {name: attempt for name, attempt in unloads.items() if name in withdrawn and withdrawn[name].pending}
-    if withdrawn == desired.withdrawn:
-        return desired, left, tuple(facts)
-    return replace(desired, adapters={**desired.adapters, **back}, withdrawn=withdrawn), left, tuple(facts)
+            beat.say(EventName.ADAPTER_REINSTATED, adapter=name, reason="loaded again by somebody else")
+    if withdrawn != beat.desired.withdrawn:
+        beat.desired = replace(beat.desired, adapters={**beat.desired.adapters, **back}, withdrawn=withdrawn)
+    return state
 
 
-def unloaded_by_us(desired: Desired, ended: Iterable[Unloaded | Retired]) -> Desired:
+def _is_unloaded(name: str, state: Attempts, beat: ListingBeat) -> bool:
+    attempt = state.get(name, UNTRIED)
+    told = attempt.accepted and attempt.predates(beat.at)
+    return told or (beat.restarted and name not in beat.listed)
+
+
+def take_back(beat: ListingBeat) -> None:
     """Take back that adapters were seen listed which this program has unloaded since: nobody else did.
 
-    Where one of them is desired, or is desired again, its absence is a loss. The same object is returned if nothing
-    changed.
+    Where one of them is desired, or is desired again, its absence is a loss.
     """
-    number = desired.incarnation.number
-    ours = {one.name for one in ended if one.incarnation == number and isinstance(one.result, Accepted)}
-    return replace(desired, listed=desired.listed - ours) if ours & desired.listed else desired
+    number = beat.desired.incarnation.number
+    ours = {one.name for one in beat.unloads if one.incarnation == number and isinstance(one.result, Accepted)}
+    if ours & beat.desired.listed:
+        beat.desired = replace(beat.desired, listed=beat.desired.listed - ours)
 
 
-def due_unloads(
-    names: Iterable[str], unloads: Mapping[str, Attempt], asked_at: float, now: float
-) -> tuple[tuple[str, ...], float | None]:
-    """Those of `names` that are to be unloaded now, and when something more falls due."""
+def decide(state: Attempts, beat: ListingBeat) -> tuple[Attempts, tuple[str, ...]]:
+    """The attempts that still count, and the names to be unloaded now: the withdrawn, and what other rules ask for."""
+    pending = [name for name, one in sorted(beat.desired.withdrawn.items()) if one.pending]
+    wanted = [*pending, *sorted(beat.unload)]
+    if wanted:
+        beat.settled = False
+    kept = {name: state[name] for name in wanted if name in state}
+    if beat.desired.paused is not None:
+        return kept, ()
     due: list[str] = []
-    wake_at: float | None = None
-    for name in names:
-        attempt = unloads.get(name, Attempt())
-        if undecided(attempt, asked_at):
+    for name in wanted:
+        attempt = state.get(name, UNTRIED)
+        if not attempt.predates(beat.at):
             continue
-        if attempt.not_before > now:
-            wake_at = attempt.not_before if wake_at is None else min(wake_at, attempt.not_before)
+        if attempt.not_before > beat.now:
+            beat.wake(attempt.not_before)
         else:
             due.append(name)
-    return tuple(due), wake_at
+    return kept, tuple(due)

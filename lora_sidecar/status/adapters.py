@@ -13,10 +13,14 @@ from msgspec import Struct
 
 from lora_sidecar.core.model import Adapter, Desired, Suspect
 from lora_sidecar.core.outcomes import FailureKind
-from lora_sidecar.reconcile.desired import is_listed_path
-from lora_sidecar.reconcile.pacing import flapping
+from lora_sidecar.core.paths import is_listed_path
+from lora_sidecar.reconcile.backoff import Attempt
+from lora_sidecar.reconcile.beat import BlockReason
+from lora_sidecar.reconcile.flapping import is_flapping
+from lora_sidecar.reconcile.outage import Phase
 from lora_sidecar.reconcile.poison import died
-from lora_sidecar.reconcile.state import Attempt, BlockReason, Phase, Replacement, ReplacementPhase, State
+from lora_sidecar.reconcile.replacement import Replacement, ReplacementPhase
+from lora_sidecar.reconcile.state import State
 from lora_sidecar.reconcile.verification import ProbeRecord, Trials
 from lora_sidecar.status.history import truncate
 
@@ -86,28 +90,28 @@ class WithdrawnStatus(Struct, frozen=True):
 
 
 def states_of(
-    desired: Desired, work: State, trials: Trials, before: Iterable[AdapterStatus] = ()
+    desired: Desired, state: State, trials: Trials, before: Iterable[AdapterStatus] = ()
 ) -> tuple[AdapterStatus, ...]:
     """Every desired adapter with its state, by name; `before` is what the last call gave, so that `since` goes on."""
-    listed = {} if work.last is None else {card.name: card.path for card in work.last.adapters}
-    up = work.server.phase is Phase.UP
-    now = work.last.at if up and work.last is not None else work.server.since
+    listed = {} if state.last is None else {card.name: card.path for card in state.last.adapters}
+    up = state.server.phase is Phase.UP
+    now = state.last.at if up and state.last is not None else state.server.since
     known = {one.adapter.name: one for one in before}
     found: list[AdapterStatus] = []
     for name, adapter in sorted(desired.adapters.items()):
         trial = trials.get(name) if up and name in listed else None
         if not up:
-            state, reason = AdapterState.UNKNOWN, f"the server is {work.server.phase.value}"
+            word, reason = AdapterState.UNKNOWN, f"the server is {state.server.phase.value}"
         elif name in listed:
-            state, reason = _listed(adapter, listed[name], desired, work, trial)
-        elif name in work.evicted:
-            state, reason = AdapterState.EVICTED, "the server made room, and loads it again by itself"
+            word, reason = _listed(adapter, listed[name], desired, state, trial)
+        elif name in state.capacity.evicted:
+            word, reason = AdapterState.EVICTED, "the server made room, and loads it again by itself"
         else:
-            state, reason = _missing(adapter, desired, work)
+            word, reason = _missing(adapter, desired, state)
         last = known.get(name)
-        since = last.since if last is not None and last.state is state else now
-        proven = trial is not None and trial.proven and state is AdapterState.LISTED
-        found.append(AdapterStatus(adapter, state, truncate(reason), since, proven))
+        since = last.since if last is not None and last.state is word else now
+        proven = trial is not None and trial.proven and word is AdapterState.LISTED
+        found.append(AdapterStatus(adapter, word, truncate(reason), since, proven))
     return tuple(found)
 
 
@@ -120,32 +124,32 @@ def withdrawn_of(desired: Desired) -> tuple[WithdrawnStatus, ...]:
 
 
 def _listed(
-    adapter: Adapter, path: str, desired: Desired, work: State, trial: ProbeRecord | None
+    adapter: Adapter, path: str, desired: Desired, state: State, trial: ProbeRecord | None
 ) -> tuple[AdapterState, str]:
     name = adapter.name
     if not is_listed_path(adapter, path):
-        why = work.path_reasons.get(name)
+        why = state.replacements.reasons.get(name)
         return AdapterState.REPLACED, f"listed with the path {path}" + (f": {why}" if why else "")
     if trial is not None and trial.is_dead:
         return AdapterState.DEAD, f"it gives no answer while the base model does: {trial.why}"
     if trial is not None and trial.is_alike:
         return AdapterState.NOT_APPLIED, "it answers with the base model's very numbers"
-    return AdapterState.LISTED, work.spoilt.get(name, "") or _suspicion(desired.suspects.get(name))
+    return AdapterState.LISTED, state.unreadable.get(name, "") or _suspicion(desired.suspects.get(name))
 
 
-def _missing(adapter: Adapter, desired: Desired, work: State) -> tuple[AdapterState, str]:
+def _missing(adapter: Adapter, desired: Desired, state: State) -> tuple[AdapterState, str]:
     name, paused = adapter.name, desired.paused
     if paused is not None:
         return AdapterState.HELD, f"paused: {paused.reason or 'no reason was given'}"
-    barred = work.barred.get(name)
-    if barred is not None:
-        return _BARS[barred.bar], barred.reason
-    swap = _replacing(work.swaps.get(name))
-    attempt = work.attempts.get(name, Attempt())
+    blocked = state.blocked.get(name)
+    if blocked is not None:
+        return _BLOCKED[blocked.reason], blocked.why
+    swap = _replacing(state.replacements.by_name.get(name))
+    attempt = state.loads.attempts.get(name, Attempt())
     if attempt.failures and attempt.failure is not None:
         parked = attempt.failure.kind is FailureKind.ADAPTER
         return AdapterState.PARKED if parked else AdapterState.BACKOFF, swap or attempt.failure.message
-    held = _held(work)
+    held = _held(state)
     if held:
         return AdapterState.HELD, held
     if swap:
@@ -153,9 +157,11 @@ def _missing(adapter: Adapter, desired: Desired, work: State) -> tuple[AdapterSt
     suspicion = _suspicion(desired.suspects.get(name))
     if suspicion:
         return AdapterState.MISSING, f"{suspicion}; it is loaded last and alone"
-    if name in work.missed:
+    if name in state.missed:
         return AdapterState.MISSING, "the next listing tells whether it was unloaded"
-    return AdapterState.MISSING, "the server keeps dying: one is loaded a heartbeat" if flapping(work.lives) else ""
+    return AdapterState.MISSING, "the server keeps dying: one is loaded a heartbeat" if is_flapping(
+        state.restarts
+    ) else ""
 
 
 def _suspicion(suspect: Suspect | None) -> str:
@@ -163,25 +169,25 @@ def _suspicion(suspect: Suspect | None) -> str:
 
 
 def _replacing(swap: Replacement | None) -> str:
-    if swap is None or swap.stage not in (ReplacementPhase.LOADING, ReplacementPhase.REVERTING):
+    if swap is None or swap.phase not in (ReplacementPhase.LOADING, ReplacementPhase.REVERTING):
         return ""
-    if swap.stage is ReplacementPhase.LOADING and not swap.why:
+    if swap.phase is ReplacementPhase.LOADING and not swap.why:
         return f"it is being replaced: unloaded from {swap.old}, to be loaded from {swap.new}"
     return f"it cannot be loaded from {swap.new}: {swap.why}; the former one is loaded again"
 
 
-def _held(work: State) -> str:
+def _held(state: State) -> str:
     """Why nothing at all is loaded, empty if nothing stands in the way."""
-    if work.hold is not None:
-        return work.hold.failure.message
-    if work.withheld is not None:
-        return work.withheld.detail
-    if work.last is not None and work.last.runtime_loading is False:
+    if state.loads.backoff is not None:
+        return state.loads.backoff.failure.message
+    if state.loads.deferred is not None:
+        return state.loads.deferred.detail
+    if state.last is not None and state.last.runtime_loading is False:
         return "the server cannot load adapters at run time"
     return ""
 
 
-_BARS: Mapping[BlockReason, AdapterState] = {
+_BLOCKED: Mapping[BlockReason, AdapterState] = {
     BlockReason.QUARANTINED: AdapterState.QUARANTINED,
     BlockReason.FILES_GONE: AdapterState.PARKED,
     BlockReason.CAPACITY: AdapterState.PARKED,
@@ -192,31 +198,20 @@ _BARS: Mapping[BlockReason, AdapterState] = {
 
 def same_states(before: tuple[Desired, State, Trials], after: tuple[Desired, State, Trials]) -> bool:
     """Whether the adapters of both have the same states: most heartbeats change none of ten thousand."""
-    (desired, old, trials), (desired_now, new, trials_now) = before, after
-    if desired.adapters is not desired_now.adapters or old.server.phase is not new.server.phase:
-        return False
-    if desired.paused != desired_now.paused or desired.suspects != desired_now.suspects or trials != trials_now:
-        return False
-    if old.last is not new.last and (
-        old.last is None
-        or new.last is None
-        or old.last.adapters is not new.last.adapters
-        or old.last.runtime_loading is not new.last.runtime_loading
-    ):
-        return False
-    return all(getattr(old, part) == getattr(new, part) for part in _PARTS)
+    return _what_shows(*before) == _what_shows(*after)
 
 
-_PARTS = (
-    "attempts",
-    "barred",
-    "evicted",
-    "hold",
-    "lives",
-    "missed",
-    "path_reasons",
-    "spoilt",
-    "swaps",
-    "withheld",
-)
-"""What of the work a state or its reason depends on."""
+def _what_shows(desired: Desired, state: State, trials: Trials) -> tuple[object, ...]:
+    """What a state or its reason depends on."""
+    last = state.last
+    return (
+        desired.adapters,
+        desired.paused,
+        desired.suspects,
+        trials,
+        state.server.phase,
+        None if last is None else (last.adapters, last.runtime_loading),
+        (state.loads.attempts, state.loads.backoff, state.loads.deferred),
+        (state.blocked, state.unreadable, state.missed, state.restarts),
+        (state.capacity.evicted, state.replacements),
+    )

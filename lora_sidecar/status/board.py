@@ -18,7 +18,8 @@ from lora_sidecar.core.conditions import Condition
 from lora_sidecar.core.events import Event
 from lora_sidecar.core.model import Desired, Incarnation
 from lora_sidecar.core.observation import Reason
-from lora_sidecar.reconcile.state import Phase, ServerState, State, Verdict
+from lora_sidecar.reconcile.outage import Phase, ServerState
+from lora_sidecar.reconcile.state import State, Verdict
 from lora_sidecar.reconcile.verification import Trials
 from lora_sidecar.status.adapters import SERVED, AdapterStatus, same_states, states_of
 from lora_sidecar.status.history import Entry, History, Recovered, Span, truncate

@@ -15,7 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from lora_sidecar.core.events import Event, EventName, Level
-from lora_sidecar.reconcile.state import Phase
+from lora_sidecar.reconcile.outage import Phase
 
 EVENTS_KEPT: Final = 100
 """Entries that are kept of one server, and as many of the process itself."""

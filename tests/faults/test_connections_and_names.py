@@ -37,19 +37,19 @@ async def test_no_connection_is_used_twice(rude: RudeServer, engine: Vllm) -> No
 
 async def test_an_answer_after_the_deadline_is_left_unread(rude: RudeServer, watch: ServerController) -> None:
     """What comes after the deadline is nobody's: the next heartbeat goes by an answer of its own."""
-    before = (await watch.beat()).desired
+    before = (await watch.heartbeat()).desired
 
     async def late(writer: Writer) -> None:
         await asyncio.sleep(0.9)
         writer.write(http(200, listing("sql", "other")))
 
     rude.misbehave("/v1/models", late)
-    plan = await watch.beat()
-    assert plan.work.server.reason is Reason.TIMEOUT
+    plan = await watch.heartbeat()
+    assert plan.state.server.reason is Reason.TIMEOUT
     await asyncio.sleep(0.5)
     rude.behave("/v1/models")
-    plan = await watch.beat()
-    assert plan.work.server.reason is None
+    plan = await watch.heartbeat()
+    assert plan.state.server.reason is None
     assert plan.desired.adapters == before.adapters
 
 
@@ -95,14 +95,14 @@ async def test_localhost_that_is_looked_for_on_ipv6_first(rude: RudeServer) -> N
 async def test_a_peer_that_accepts_and_vanishes(watch: ServerController, rude: RudeServer, tmp_path: Path) -> None:
     """A half-open connection ends at the deadline, and the next heartbeat has one of its own."""
     del tmp_path
-    before = (await watch.beat()).desired
+    before = (await watch.heartbeat()).desired
 
     async def vanish(writer: Writer) -> None:
         writer.transport.pause_reading()  # type: ignore[attr-defined]  # a socket's transport has it
         await asyncio.sleep(30)
 
     rude.misbehave("/health", vanish)
-    plan = await watch.beat()
-    assert (plan.work.server.reason, plan.desired) == (Reason.TIMEOUT, before)
+    plan = await watch.heartbeat()
+    assert (plan.state.server.reason, plan.desired) == (Reason.TIMEOUT, before)
     rude.behave("/health")
-    assert (await watch.beat()).work.server.reason is None
+    assert (await watch.heartbeat()).state.server.reason is None

@@ -80,33 +80,33 @@ CASES: dict[str, tuple[str, Behaviour, Reason]] = {
 @pytest.mark.parametrize("name", CASES)
 async def test_it_is_unknown_and_nothing_is_done(name: str, rude: RudeServer, watch: ServerController) -> None:
     """A wrong answer is unknown for its reason: no load, nothing forgotten, nothing written, however often."""
-    before = (await watch.beat()).desired
+    before = (await watch.heartbeat()).desired
     assert set(before.adapters) == {"sql", "chat"}
     path, behaviour, reason = CASES[name]
     rude.misbehave(path, behaviour)
     rude.requests.clear()
     for _ in range(3):
-        plan = await watch.beat()
+        plan = await watch.heartbeat()
         assert plan.verdict is Verdict.UNKNOWN
         assert plan.restores == ()
         assert plan.desired is before
-        assert plan.work.server.reason is reason, plan.work.server.detail
-        assert len(plan.work.server.detail) <= 400
+        assert plan.state.server.reason is reason, plan.state.server.detail
+        assert len(plan.state.server.detail) <= 400
     assert {method for method, _ in rude.requests} == {"GET"}
 
 
 async def test_nobody_listens(watch: ServerController, rude: RudeServer) -> None:
     """A refused connection is the server being away."""
-    before = (await watch.beat()).desired
+    before = (await watch.heartbeat()).desired
     await rude.__aexit__(None, None, None)
-    plan = await watch.beat()
-    assert (plan.verdict, plan.work.server.reason) == (Verdict.UNKNOWN, Reason.REFUSED)
+    plan = await watch.heartbeat()
+    assert (plan.verdict, plan.state.server.reason) == (Verdict.UNKNOWN, Reason.REFUSED)
     assert plan.desired is before
 
 
 async def test_a_broken_connection_is_tried_again_within_one_probe(rude: RudeServer, watch: ServerController) -> None:
     """One connection that breaks during a GET changes nothing, since the GET is sent again."""
-    await watch.beat()
+    await watch.heartbeat()
     broke: list[bool] = []
 
     async def once(writer: asyncio.StreamWriter) -> None:
@@ -117,30 +117,30 @@ async def test_a_broken_connection_is_tried_again_within_one_probe(rude: RudeSer
             writer.transport.abort()
 
     rude.misbehave(MODELS, once)
-    assert (await watch.beat()).verdict is Verdict.STEADY
+    assert (await watch.heartbeat()).verdict is Verdict.STEADY
 
 
 async def test_memory_stays_flat_under_an_endless_body(rude: RudeServer, watch: ServerController) -> None:
     """A body without an end is read to the cap and no further."""
-    await watch.beat()
+    await watch.heartbeat()
     rude.misbehave(MODELS, floods(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", b"x" * 65536))
-    await watch.beat()
+    await watch.heartbeat()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(5):
-        await watch.beat()
+        await watch.heartbeat()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 48 * 1024
 
 
 async def test_the_right_server_with_another_base_model(rude: RudeServer, watch: ServerController) -> None:
     """Adapters learned on one base model are not loaded into another."""
-    await watch.beat()
+    await watch.heartbeat()
     other = [{"id": "base", "root": "/models/other", "parent": None}]
     rude.misbehave(MODELS, says(http(200, json.dumps({"object": "list", "data": other}).encode(), JSON)))
     rude.misbehave("/metrics", says(http(200, b"process_start_time_seconds 1.6e+09\n")))
-    plan = await watch.beat()
+    plan = await watch.heartbeat()
     assert [adapter.name for adapter in plan.restores] == ["sql"]
     assert "chat" in plan.desired.adapters
-    assert [c.type.value for c in plan.work.conditions] == ["BaseModelChanged"]
+    assert [c.type.value for c in plan.state.conditions] == ["BaseModelChanged"]
 
 
 async def test_unknown_is_a_value(rude: RudeServer, watch: ServerController) -> None:

@@ -17,7 +17,8 @@ from lora_sidecar.api.metrics import ADAPTER_SERIES, Metrics
 from lora_sidecar.core.conditions import ConditionType
 from lora_sidecar.core.events import EventName
 from lora_sidecar.core.outcomes import FailureKind
-from lora_sidecar.reconcile.state import Phase, Verdict
+from lora_sidecar.reconcile.outage import Phase
+from lora_sidecar.reconcile.state import Verdict
 from lora_sidecar.status.adapters import AdapterState
 from lora_sidecar.status.board import Board
 from tests.support.paths import ROOT

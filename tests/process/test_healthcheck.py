@@ -48,7 +48,7 @@ async def test_not_alive(new_sidecar: NewSidecar, vllm: RunningServer) -> None:
     sidecar = new_sidecar(vllm.url, ops={"bind": f"127.0.0.1:{free_port()}"})
     await sidecar.start(
         prelude="from lora_sidecar.controller import ServerController\nimport asyncio\n"
-        "async def beat(self): await asyncio.Event().wait()\nWatch.beat = beat\n"
+        "async def heartbeat(self): await asyncio.Event().wait()\nServerController.heartbeat = heartbeat\n"
         "from lora_sidecar.api.ops import OpsServer\n"
         "from lora_sidecar import daemon\ndaemon._Daemon._liveness = lambda self: 0.0\n"
     )

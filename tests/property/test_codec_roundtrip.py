@@ -46,7 +46,7 @@ def checkpoints(texts: st.SearchStrategy[str]) -> st.SearchStrategy[Checkpoint]:
                 start_time=st.none() | st.floats(allow_nan=False, allow_infinity=False),
             ),
             listed=st.frozensets(texts, max_size=4),
-            released=st.dictionaries(texts, texts, max_size=4),
+            orphaned=st.dictionaries(texts, texts, max_size=4),
             withdrawn=st.dictionaries(
                 texts.map(lambda name: f"{name}-"),
                 st.builds(Withdrawn, st.none() | adapters, st.booleans()),
@@ -79,7 +79,7 @@ def test_what_was_written_is_what_is_read(checkpoint: Checkpoint, format_: Forma
 def test_order_in_memory_leaves_no_trace(checkpoint: Checkpoint, format_: Format, seed: int) -> None:
     """Equal checkpoints are equal bytes, so an unchanged state can be told from a changed one."""
     desired = checkpoint.desired
-    names, released = list(desired.adapters), list(desired.released)
+    names, released = list(desired.adapters), list(desired.orphaned)
     random.Random(seed).shuffle(names)
     random.Random(seed).shuffle(released)
     shuffled = Checkpoint(
@@ -89,7 +89,7 @@ def test_order_in_memory_leaves_no_trace(checkpoint: Checkpoint, format_: Format
             adapters={name: desired.adapters[name] for name in names},
             incarnation=desired.incarnation,
             listed=frozenset(sorted(desired.listed)),
-            released={name: desired.released[name] for name in released},
+            orphaned={name: desired.orphaned[name] for name in released},
             withdrawn=dict(reversed(list(desired.withdrawn.items()))),
             paused=desired.paused,
             suspects={name: desired.suspects[name] for name in sorted(desired.suspects, reverse=True)},
@@ -108,7 +108,7 @@ def test_yaml_tools_read_the_same_names(checkpoint: Checkpoint) -> None:
     assert tree["server"] == checkpoint.server
     assert [adapter["name"] for adapter in tree["adapters"]] == sorted(checkpoint.desired.adapters)
     assert tree["listed"] == sorted(checkpoint.desired.listed)
-    assert {one["name"]: one["path"] for one in tree["released"]} == checkpoint.desired.released
+    assert {one["name"]: one["path"] for one in tree["released"]} == checkpoint.desired.orphaned
 
 
 @settings(deadline=None)

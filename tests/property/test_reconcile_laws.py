@@ -14,11 +14,12 @@ from msgspec.structs import replace
 from lora_sidecar.core.model import Desired, Origin
 from lora_sidecar.core.observation import BaseModel, Observation, Observed, Reason, Unknown
 from lora_sidecar.core.outcomes import Accepted, Failure, FailureKind, LoadDeferred, Outcome, SleepState
-from lora_sidecar.reconcile.desired import same_path
-from lora_sidecar.reconcile.loads import Now
+from lora_sidecar.core.paths import same_path
+from lora_sidecar.reconcile.backoff import Attempt, Now
+from lora_sidecar.reconcile.beat import Happened
 from lora_sidecar.reconcile.policy import Policy
 from lora_sidecar.reconcile.reconcile import reconcile
-from lora_sidecar.reconcile.state import Attempt, Plan, State
+from lora_sidecar.reconcile.state import Plan, State
 from tests.support.core import BASE, World, adapter, card, declared, observed, rules, unknown
 
 LAWS = settings(derandomize=True, max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -92,7 +93,7 @@ steps: st.SearchStrategy[Step] = st.one_of(
 )
 undirected = st.one_of(looks, looks, looks, st.sampled_from(Reason), st.just(Dies()))
 histories = st.lists(steps, min_size=15, max_size=40)
-policies = st.builds(lambda forget: rules(forget=forget), st.booleans())
+policies = st.builds(lambda unload: rules(on_external_unload=unload), st.sampled_from(["forget", "restore"]))
 waits = st.floats(0.0, 100.0)
 
 Check = Callable[[Desired, Observation, State, Plan], None]
@@ -120,7 +121,7 @@ def live(history: list[Step], policy: Policy, check: Check, jitter: float = 0.5)
             case Look() | Reason():
                 world.now += 5.0
                 seen = seen_in(step, world.now) if isinstance(step, Look) else unknown(world.now, step)
-                before, work = world.desired, world.work
+                before, work = world.desired, world.state
                 check(before, seen, work, world.beat(seen))
     return world
 
@@ -132,11 +133,11 @@ def test_a_heartbeat_like_the_last_is_worth_a_full_look(history: list[Step | Non
     world = World(policy=policy, jitter=0.5)
 
     def check(before: Desired, seen: Observation, work: State, plan: Plan, outcomes: tuple[Outcome, ...]) -> None:
-        looked = replace(work, steady=None)
+        looked = replace(work, settled=None)
         clock = Now(world.now, world.jitter)
-        whole = reconcile(before, seen, looked, policy, outcomes=outcomes, clock=clock)
-        assert replace(plan, work=replace(plan.work, steady=None)) == replace(
-            whole, work=replace(whole.work, steady=None)
+        whole = reconcile(before, seen, looked, policy, clock=clock, happened=Happened(outcomes))
+        assert replace(plan, state=replace(plan.state, settled=None)) == replace(
+            whole, state=replace(whole.state, settled=None)
         )
 
     for step in history:
@@ -153,10 +154,10 @@ def test_a_heartbeat_like_the_last_is_worth_a_full_look(history: list[Step | Non
                 seen: Observation | None = unknown(world.now, step) if isinstance(step, Reason) else None
                 if isinstance(step, Look):
                     seen = seen_in(step, world.now)
-                elif seen is None and world.work.last is not None:
-                    seen = replace(world.work.last, at=world.now)
+                elif seen is None and world.state.last is not None:
+                    seen = replace(world.state.last, at=world.now)
                 if seen is not None:
-                    before, work, outcomes = world.desired, world.work, world.pending
+                    before, work, outcomes = world.desired, world.state, world.pending
                     check(before, seen, work, world.beat(seen), outcomes)
 
 
@@ -187,9 +188,9 @@ def test_restores_are_wanted_missing_and_allowed(history: list[Step], policy: Po
             assert plan.desired.adapters[one.name] is one
             assert one.base is None or one.base in {base.root for base in seen.bases}
             assert seen.runtime_loading is not False
-            attempt = plan.work.attempts.get(one.name, Attempt())
+            attempt = plan.state.loads.attempts.get(one.name, Attempt())
             assert max(attempt.ended_at, attempt.not_before) <= seen.at
-            assert plan.work.hold is None or plan.work.hold.until <= seen.at
+            assert plan.state.loads.backoff is None or plan.state.loads.backoff.until <= seen.at
         assert len({one.name for one in plan.restores}) == len(plan.restores)
 
     live(history, policy, check)
@@ -230,12 +231,12 @@ def test_same_arguments_same_plan_in_any_order(history: list[Step], policy: Poli
 
 
 def _plan(before: Desired, seen: Observation, work: State, policy: Policy) -> Plan:
-    return reconcile(before, seen, work, policy, outcomes=(), clock=Now(seen.at, 0.5))
+    return reconcile(before, seen, work, policy, clock=Now(seen.at, 0.5))
 
 
 def _without_order(plan: Plan) -> tuple[object, ...]:
-    facts = sorted(map(repr, plan.facts))
-    return replace(plan, facts=(), work=replace(plan.work, last=None)), facts
+    facts = sorted(map(repr, plan.events))
+    return replace(plan, events=(), state=replace(plan.state, last=None)), facts
 
 
 @LAWS
@@ -243,7 +244,7 @@ def _without_order(plan: Plan) -> tuple[object, ...]:
 def test_same_listing_again_changes_nothing_durable(history: list[Step], policy: Policy) -> None:
     """Once an absence was seen twice, the same listing again leaves desired as it is: no write without a cause."""
     world = live(history, policy, lambda *_: None)
-    last = world.work.last or observed(world.now, "a")
+    last = world.state.last or observed(world.now, "a")
     world.beat(replace(last, at=world.now))
     world.beat(replace(last, at=world.now))
     before, restores = world.desired, {one.name for one in world.plan.restores}
@@ -251,7 +252,7 @@ def test_same_listing_again_changes_nothing_durable(history: list[Step], policy:
         world.now += 5.0
         plan = world.beat(replace(last, at=world.now))
         assert plan.desired is before
-        assert restores <= {one.name for one in plan.restores} | world.work.attempts.keys()
+        assert restores <= {one.name for one in plan.restores} | world.state.loads.attempts.keys()
 
 
 class Sighting(Struct, frozen=True):
@@ -313,10 +314,10 @@ def test_every_listed_adapter_is_ours_released_or_refused(history: list[Step]) -
             return
         for one in seen.adapters:
             known = plan.desired.adapters.get(one.name)
-            assert known is not None or one.name in plan.desired.released
+            assert known is not None or one.name in plan.desired.orphaned
             if known is not None and known.origin is Origin.LEARNED:
                 assert same_path(known.path, one.path)
-        assert plan.desired.listed <= plan.desired.adapters.keys() | plan.desired.released.keys()
+        assert plan.desired.listed <= plan.desired.adapters.keys() | plan.desired.orphaned.keys()
 
     live(history, rules(), check)
 
@@ -332,5 +333,7 @@ def test_outcome_of_a_former_life_changes_nothing(
         late = Outcome(adapter(name), number, result, world.now + at, 1.0)
         for seen in (observed(world.now + 5.0, "a"), unknown(world.now + 5.0)):
             clock = Now(seen.at, 0.5)
-            without = reconcile(world.desired, seen, world.work, policy, outcomes=(), clock=clock)
-            assert reconcile(world.desired, seen, world.work, policy, outcomes=(late,), clock=clock) == without
+            without = reconcile(world.desired, seen, world.state, policy, clock=clock)
+            happened = Happened((late,))
+            told = reconcile(world.desired, seen, world.state, policy, clock=clock, happened=happened)
+            assert _without_order(told) == _without_order(without)

@@ -13,7 +13,7 @@ from lora_sidecar.config.settings import BackoffConfig
 from lora_sidecar.core.model import Origin
 from lora_sidecar.core.observation import Reason
 from lora_sidecar.core.outcomes import Accepted, Failure, FailureKind, Result
-from lora_sidecar.reconcile.pacing import WINDOW
+from lora_sidecar.reconcile.flapping import WINDOW
 from lora_sidecar.reconcile.policy import Policy
 from lora_sidecar.reconcile.state import Plan
 from tests.support.core import World, declared, failure, rules
@@ -140,7 +140,7 @@ class Pod:
         planned = {one.name for one in plan.restores}
         for name in self.lost:
             assert name in plan.desired.adapters, f"{name} was lost by a restart and is forgotten"
-            tried = name in planned or name in plan.work.attempts
+            tried = name in planned or name in plan.state.loads.attempts
             # A server that flaps is given one adapter a heartbeat: then another is planned, or the time for the next.
             assert tried or planned or plan.wake_at, f"{name} was lost by a restart and is not restored"
         return plan
@@ -173,7 +173,7 @@ def test_whatever_happened_the_server_ends_up_with_what_is_desired(
     history: list[Step], tells: bool, forget: bool
 ) -> None:
     """After any history, a few quiet heartbeats load all that can be loaded, and then there is nothing left to do."""
-    pod = Pod(rules(forget=forget), tells=tells)
+    pod = Pod(rules(on_external_unload="forget" if forget else "restore"), tells=tells)
     for step in history:
         pod.act(step)
     pod.calm()
@@ -182,7 +182,7 @@ def test_whatever_happened_the_server_ends_up_with_what_is_desired(
     wanted = set(pod.world.desired.adapters) - BAD.keys()
 
     assert wanted <= set(pod.loaded)
-    assert set(pod.loaded) <= wanted | pod.world.desired.released.keys()
+    assert set(pod.loaded) <= wanted | pod.world.desired.orphaned.keys()
     assert {one.name for one in pod.world.plan.restores} <= BAD.keys()
 
 

@@ -8,7 +8,7 @@ from lora_sidecar.control.requests import Load, Pause, Request, Resume, Unload, 
 from lora_sidecar.core.model import Desired, Origin
 from lora_sidecar.core.observation import Observation
 from lora_sidecar.reconcile.desired import declare
-from lora_sidecar.reconcile.state import Phase
+from lora_sidecar.reconcile.outage import Phase
 from tests.support.core import NOTHING, World, card, observed, unknown
 
 NAMES = st.sampled_from(["a", "b", "c"])
@@ -58,7 +58,7 @@ def test_nothing_is_desired_and_withdrawn_at_once(steps: list[object]) -> None:
     desired = lived(steps)
 
     assert not desired.adapters.keys() & desired.withdrawn.keys()
-    assert not desired.released.keys() & desired.withdrawn.keys()
+    assert not desired.orphaned.keys() & desired.withdrawn.keys()
 
 
 @given(steps=STEPS, intent=INTENTS, listing=LISTINGS)
@@ -85,7 +85,7 @@ def test_request_taken_back_leaves_no_trace(
         return
     after = retract(received.desired, intent, before)
 
-    assert (after.adapters, after.released, after.withdrawn) == (before.adapters, before.released, before.withdrawn)
+    assert (after.adapters, after.orphaned, after.withdrawn) == (before.adapters, before.orphaned, before.withdrawn)
 
 
 @given(steps=STEPS, intent=st.one_of(st.builds(Load, NAMES, PATHS), st.builds(Unload, NAMES)), config=CONFIGS)

@@ -13,12 +13,14 @@ from unittest.mock import patch
 
 from lora_sidecar.core.conditions import ConditionType
 from lora_sidecar.core.model import Origin
+from lora_sidecar.core.paths import same_path
 from lora_sidecar.engines import vllm
 from lora_sidecar.reconcile.capacity import TRIED_AGAIN
-from lora_sidecar.reconcile.desired import same_path
-from lora_sidecar.reconcile.pacing import LIVES, WINDOW
-from lora_sidecar.reconcile.poison import DEATHS, sentence_of
-from lora_sidecar.reconcile.state import Phase, ReplacementPhase, State, Verdict
+from lora_sidecar.reconcile.flapping import RESTARTS, WINDOW
+from lora_sidecar.reconcile.outage import Phase
+from lora_sidecar.reconcile.poison import DEATHS, quarantine_of
+from lora_sidecar.reconcile.replacement import ReplacementPhase
+from lora_sidecar.reconcile.state import State, Verdict
 from lora_sidecar.status.board import ServerStatus, unready
 from tests.simulation import virtual_time
 from tests.simulation.fate import NAMES, ODD_NAMES, Fate, traits_of
@@ -73,7 +75,7 @@ class Calm:
         births = sum(who == "server" and what.endswith("listens") for who, what in lately)
         told = [what for who, what in lately if who == "sidecar" and what.startswith("server.restarted")]
         guessed = any("'evidence': 'outage'" in what for what in told)
-        return not world.traits.start.tells_start_time or births >= LIVES or (guessed and len(told) >= LIVES)
+        return not world.traits.start.tells_start_time or births >= RESTARTS or (guessed and len(told) >= RESTARTS)
 
     def _bound(self) -> float:
         """Seconds within which everything must be back: the longest wait, one load under way, and all loads.
@@ -86,8 +88,8 @@ class Calm:
         waits = max(backoff.max, backoff.parked) + 300.0 + world.config.restore.timeout
         paced = (len(NAMES) + len(ODD_NAMES) + 2) * world.config.heartbeat.interval
         suspects = () if world.sidecar is None else world.sidecar.board.statuses()[0].desired.suspects.values()
-        quarantine = max((sentence_of(one.deaths, backoff) for one in suspects if one.deaths >= DEATHS), default=0.0)
-        full = world.sidecar is not None and world.sidecar.board.statuses()[0].work.crowd.fit is not None
+        quarantine = max((quarantine_of(one.deaths, backoff) for one in suspects if one.deaths >= DEATHS), default=0.0)
+        full = world.sidecar is not None and world.sidecar.board.statuses()[0].work.capacity.estimate.fit is not None
         return waits + 4 * loads + 2 * paced + 2 * quarantine + (2 * TRIED_AGAIN if full else 0.0) + 30.0
 
     def _unsettled(self) -> str:
@@ -118,18 +120,18 @@ class Calm:
         """What the config asks to replace or to prune, and is not; empty if there is nothing."""
         world, listed = self._world, self._world.server.adapters
         if any(
-            swap.stage in (ReplacementPhase.UNLOADING, ReplacementPhase.LOADING, ReplacementPhase.REVERTING)
-            for swap in status.work.swaps.values()
+            swap.phase in (ReplacementPhase.UNLOADING, ReplacementPhase.LOADING, ReplacementPhase.REVERTING)
+            for swap in status.work.replacements.by_name.values()
         ):
             return "a replacement is under way"
-        told = status.work.path_reasons
+        told = status.work.replacements.reasons
         for name, adapter in world.adapters.items():
             if name in listed and not same_path(listed[name], adapter["path"]):
                 if name not in told:
                     return f"{name} is listed from {listed[name]}, and nothing says why"
                 if told[name].startswith("it waits"):
                     return f"{name} is not replaced yet: {told[name]}"
-        left = sorted(name for name, path in status.desired.released.items() if listed.get(name) == path)
+        left = sorted(name for name, path in status.desired.orphaned.items() if listed.get(name) == path)
         return f"not pruned: {left}" if left and world.traits.prunes and world.adapters else ""
 
     def _unseen(self, work: State) -> str:

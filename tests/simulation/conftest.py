@@ -88,11 +88,11 @@ class Pod:
         watch = self.watch
         parts = (
             watch.run,
-            watch.restorer.run,
+            watch.loader.run,
             watch.unloader.run,
             watch.retirer.run,
-            watch.verifier.run,
-            watch.survey.run,
+            watch.prober.run,
+            watch.watcher.run,
         )
         self._tasks = [asyncio.create_task(part()) for part in parts]
 

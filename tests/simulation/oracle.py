@@ -19,9 +19,10 @@ from lora_sidecar.core.events import Event, EventName
 from lora_sidecar.core.model import Adapter, Desired, Origin
 from lora_sidecar.core.observation import Observed
 from lora_sidecar.core.outcomes import Failure, FailureKind, LoadDeferred, Result
-from lora_sidecar.reconcile.desired import same_path
-from lora_sidecar.reconcile.incarnation import Evidence
-from lora_sidecar.reconcile.state import Phase, Plan, Verdict
+from lora_sidecar.core.paths import same_path
+from lora_sidecar.reconcile.beat import Evidence
+from lora_sidecar.reconcile.outage import Phase
+from lora_sidecar.reconcile.state import Plan, Verdict
 from lora_sidecar.status.adapters import AdapterState
 from lora_sidecar.status.board import ServerStatus, adapters_of
 from tests.simulation.server import Life, Told
@@ -388,7 +389,7 @@ class Oracle:
             and any(one is None or not same_path(path, one["path"]) for path in paths for one in declared)
         )
         # A config that was changed a moment ago is not in force yet.
-        left = status is not None and name in status.desired.released
+        left = status is not None and name in status.desired.orphaned
         pruned = traits.prunes and (name in self._undeclared or left)
         if not moved and not pruned:
             self.fail(f"restraint: {name} is unloaded, and the config does not ask for that")

@@ -16,7 +16,7 @@ from lora_sidecar.core.conditions import ConditionType
 from lora_sidecar.core.events import EventName
 from lora_sidecar.files import preflight
 from lora_sidecar.files import watcher as survey
-from lora_sidecar.reconcile.state import Phase
+from lora_sidecar.reconcile.outage import Phase
 from lora_sidecar.status.adapters import AdapterState
 from lora_sidecar.status.board import adapters_of
 from tests.fakes.vllm import FakeConfig, canned
@@ -243,12 +243,12 @@ async def test_a_request_for_what_is_held_back_is_answered_with_the_reason(make_
     paths = {name: write_adapter(tmp_path / "adapters" / name, layers=1) for name in ("a", "b")}
     async with make_pod("", "policy: {on_files_gone: unload}", SLOW) as pod:
         for name, path in paths.items():
-            assert (await pod.watch.desk.submit(Load(name, str(path)), 60.0)).status == 200
+            assert (await pod.watch.requests.submit(Load(name, str(path)), 60.0)).status == 200
         await asyncio.sleep(10)
         shutil.rmtree(paths["a"])
         await pod.until_listed("b")
         began = pod.now
-        answer = await pod.watch.desk.submit(Load("a", str(paths["a"])), 300.0)
+        answer = await pod.watch.requests.submit(Load("a", str(paths["a"])), 300.0)
         assert answer.status == 202
         assert f"not yet: {paths['a']} is gone" in answer.message
         assert pod.now - began < 1.0
@@ -310,9 +310,9 @@ async def test_what_is_being_loaded_is_read_for_that_alone(
         await pod.until_listed("a", "b", "c", "d", within=60)
         await asyncio.sleep(10)
         assert set(looked) == paths.keys()
-        places = dict(pod.watch.survey._places)
+        places = dict(pod.watch.watcher._places)
         assert {Path(path).name for path in places} == paths.keys()
         await pod.server.restart()
         await asyncio.sleep(12)
         assert pod.status.work.restoring
-        assert pod.watch.survey._places == places
+        assert pod.watch.watcher._places == places

@@ -74,7 +74,7 @@ async def test_a_thousand_adapters_are_restored_and_cost_little(make_pod: PodMak
         await pod.until(lambda: bool(pod.of(EventName.RECOVERY_COMPLETED)), 20)
         began = time.process_time()
         for _ in range(10):
-            await pod.watch.beat()
+            await pod.watch.heartbeat()
         assert (time.process_time() - began) / 10 < 0.25
         assert pod.of(EventName.ADAPTER_FORGOTTEN) == []
 

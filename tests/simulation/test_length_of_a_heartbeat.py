@@ -12,7 +12,7 @@ from lora_sidecar.control.requests import Load
 from lora_sidecar.core.events import EventName
 from lora_sidecar.core.model import Desired
 from lora_sidecar.engines.http import Reply, RequestError, Transport
-from lora_sidecar.reconcile.state import Phase
+from lora_sidecar.reconcile.outage import Phase
 from tests.fakes.vllm import FakeConfig
 from tests.simulation.conftest import PodMaker
 
@@ -61,7 +61,7 @@ async def test_many_requests_and_a_disk_that_takes_its_time(
         await pod.until(lambda: pod.status.beats > 0, within=5.0)
         monkeypatch.setattr(CheckpointManager, "keep", slow)
         intents = [Load(f"a{number}", f"/adapters/a{number}") for number in range(8)]
-        answers = await asyncio.gather(*(pod.watch.desk.submit(one, 10 * PATIENCE) for one in intents))
+        answers = await asyncio.gather(*(pod.watch.requests.submit(one, 10 * PATIENCE) for one in intents))
         assert {answer.status for answer in answers} == {200}
         beats = [one.fields["seconds"] for one in pod.of(EventName.HEARTBEAT_COMPLETED)]
         assert max(beats) <= LOOK + 2 * SAVE

@@ -7,7 +7,7 @@ import pytest
 
 from lora_sidecar.core.conditions import ConditionType
 from lora_sidecar.core.events import EventName
-from lora_sidecar.reconcile.state import Phase
+from lora_sidecar.reconcile.outage import Phase
 from tests.fakes.vllm import FakeConfig, canned, hang
 from tests.simulation.conftest import LOAD, PodMaker
 

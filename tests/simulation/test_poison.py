@@ -8,7 +8,7 @@ import pytest
 
 from lora_sidecar.core.conditions import ConditionType
 from lora_sidecar.core.events import EventName
-from lora_sidecar.reconcile.state import Phase
+from lora_sidecar.reconcile.outage import Phase
 from lora_sidecar.status.adapters import AdapterState
 from lora_sidecar.status.board import adapters_of
 from tests.fakes.vllm import FakeConfig
@@ -144,7 +144,7 @@ async def test_a_suspect_that_stays_listed_is_cleared(make_pod: PodMaker) -> Non
     """An adapter that was in flight at one death by chance is loaded again, and is like others after ten minutes."""
     adapters = "adapters: [{name: unlucky, path: /adapters/unlucky}, {name: other, path: /adapters/other}]"
     async with make_pod(adapters, server=FakeConfig(check_files=False, load_delay=1)) as pod:
-        await pod.until(lambda: [one.name for one in pod.watch.restorer.in_flight] == ["unlucky"], 9)
+        await pod.until(lambda: [one.name for one in pod.watch.loader.in_flight] == ["unlucky"], 9)
         await pod.server.kill()
         await pod.until(lambda: pod.status.work.server.phase is Phase.DOWN, 6)
         await pod.server.start()

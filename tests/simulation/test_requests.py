@@ -14,7 +14,7 @@ from lora_sidecar.control.requests import Answer, Load, Pause, Request, Resume, 
 from lora_sidecar.core.conditions import ConditionType
 from lora_sidecar.core.events import EventName
 from lora_sidecar.core.model import Desired, Origin
-from lora_sidecar.reconcile.state import Phase
+from lora_sidecar.reconcile.outage import Phase
 from lora_sidecar.status.adapters import AdapterState
 from tests.fakes.vllm import FakeConfig, canned, hang
 from tests.simulation.conftest import LOAD, UNLOAD, Pod, PodMaker
@@ -29,7 +29,7 @@ CHAT = Load("chat", "/adapters/chat")
 
 async def ask(pod: Pod, intent: Request, within: float = 300.0) -> Answer:
     """Put a request down at the desk, and wait for its answer."""
-    return await pod.watch.desk.submit(intent, within)
+    return await pod.watch.requests.submit(intent, within)
 
 
 def on_disk(folder: Path) -> Desired:

@@ -14,7 +14,7 @@ import pytest
 from lora_sidecar.config.settings import Config, parse
 from lora_sidecar.core.conditions import ConditionType
 from lora_sidecar.core.events import EventName
-from lora_sidecar.reconcile.state import Phase
+from lora_sidecar.reconcile.outage import Phase
 from lora_sidecar.status.adapters import AdapterState
 from lora_sidecar.status.board import adapters_of, unready
 from tests.fakes.overrides import canned

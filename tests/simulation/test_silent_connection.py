@@ -8,7 +8,7 @@ import pytest
 import trustme
 
 from lora_sidecar.core.events import EventName
-from lora_sidecar.reconcile.state import Phase
+from lora_sidecar.reconcile.outage import Phase
 from tests.fakes.vllm import FakeConfig, canned, hang
 from tests.simulation.conftest import Pod, PodMaker
 
@@ -45,10 +45,10 @@ async def settled(pod: Pod, *names: str) -> None:
     """Load adapters as somebody else, and let them be seen while the silent connection is held."""
     for name in names:
         await pod.somebody_loads(name)
-    pod.watch.look()
+    pod.watch.trigger()
     await pod.until(lambda: len(pod.of(EventName.ADAPTER_ADOPTED)) == len(names), 6)
     for _ in range(2):
-        pod.watch.look()
+        pod.watch.trigger()
         await asyncio.sleep(0.5)
 
 

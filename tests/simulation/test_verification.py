@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from lora_sidecar.core.events import EventName
-from lora_sidecar.reconcile.state import Phase
+from lora_sidecar.reconcile.outage import Phase
 from tests.fakes.vllm import Answer, FakeConfig
 from tests.simulation.conftest import Pod, PodMaker
 from tests.support.adapters import SMALL, WEIGHTS, write_adapter

@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import pytest
 
-from lora_sidecar.reconcile.state import Phase
+from lora_sidecar.reconcile.outage import Phase
 from tests.fakes.vllm import FakeConfig
 from tests.simulation.conftest import Pod, PodMaker
 

@@ -107,7 +107,7 @@ class Sidecar:
         self.board = _Board(world)
         clock = Clock(now, world.chance.random, _AtOnce)
         self.watch = ServerController("vllm", config, self._engine, self._keeper, self.board, self._report, clock)
-        offer = self.watch.restorer.offer
+        offer = self.watch.loader.offer
 
         def offered(plan: Plan) -> None:
             saved = {} if self._keeper._saved is None else self._keeper._saved.adapters
@@ -115,7 +115,7 @@ class Sidecar:
             world.check(world.oracle.offered, plan, durable or self._keeper.condition is not None)
             offer(plan)
 
-        self.watch.restorer.offer = offered  # type: ignore[method-assign]  # the one place that every plan passes
+        self.watch.loader.offer = offered  # type: ignore[method-assign]  # the one place that every plan passes
         self.dying = False
         self._task = asyncio.get_running_loop().create_task(self._run())
         self._task.add_done_callback(self._ended)
@@ -124,8 +124,8 @@ class Sidecar:
         await self.watch.open()
         async with asyncio.TaskGroup() as group:
             group.create_task(self.watch.run())
-            group.create_task(self.watch.restorer.run())
-            group.create_task(self.watch.survey.run())
+            group.create_task(self.watch.loader.run())
+            group.create_task(self.watch.watcher.run())
             group.create_task(self.watch.unloader.run())
             group.create_task(self.watch.retirer.run())
 

@@ -6,18 +6,20 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from lora_sidecar.config.settings import AdapterConfig, AdoptConfig, BackoffConfig, HeartbeatConfig
+from lora_sidecar.config.settings import AdapterConfig, AdoptConfig, BackoffConfig, HeartbeatConfig, PolicyConfig
 from lora_sidecar.core.conditions import Condition, ConditionType
 from lora_sidecar.core.events import Event, EventName
 from lora_sidecar.core.model import Adapter, Desired, Incarnation, Origin
 from lora_sidecar.core.observation import BaseModel, Files, Listed, Observation, Observed, Reason, Unknown
 from lora_sidecar.core.outcomes import Accepted, Failure, FailureKind, Outcome, Result, Retired, Unloaded
+from lora_sidecar.reconcile.backoff import Now
+from lora_sidecar.reconcile.beat import Happened
 from lora_sidecar.reconcile.desired import declare
-from lora_sidecar.reconcile.loads import Now, pardon
+from lora_sidecar.reconcile.loads import reset
+from lora_sidecar.reconcile.outage import ServerState
 from lora_sidecar.reconcile.policy import Policy
 from lora_sidecar.reconcile.reconcile import reconcile
-from lora_sidecar.reconcile.replacement import Rule
-from lora_sidecar.reconcile.state import Around, Plan, ServerState, State, Verdict
+from lora_sidecar.reconcile.state import Plan, State, Verdict
 
 BASE = BaseModel("base", "/models/base")
 BORN = 100.0
@@ -34,22 +36,17 @@ NOTHING = Desired(adapters={}, incarnation=Incarnation(0))
 
 def rules(
     *,
-    forget: bool = True,
     adopt: AdoptConfig | None = None,
     backoff: BackoffConfig | None = None,
     heartbeat: HeartbeatConfig | None = None,
-    retire: Rule | None = None,
-    unload_gone: bool = False,
+    capacity: int | None = None,
+    declares: bool = True,
+    **policy: Any,
 ) -> Policy:
     """A policy; the defaults are those of the config, but that no loaded adapter is replaced."""
-    return Policy(
-        adopt or AdoptConfig(),
-        forget,
-        backoff or BackoffConfig(),
-        heartbeat or HeartbeatConfig(),
-        unload_gone=unload_gone,
-        retire=retire or Rule(),
-    )
+    fields: dict[str, Any] = {"adopt": adopt or AdoptConfig(), "replace": "never"} | policy
+    given = PolicyConfig(**fields)
+    return Policy(given, backoff or BackoffConfig(), heartbeat or HeartbeatConfig(), capacity, declares)
 
 
 def adapter(name: str, origin: Origin = Origin.LEARNED, **fields: Any) -> Adapter:
@@ -95,14 +92,14 @@ class World:
         self.desired = known
         self.policy = policy or rules()
         self.now = START
-        self.work = State(server=ServerState(since=START))
+        self.state = State(server=ServerState(since=START))
         self.jitter = jitter
-        self.facts: list[Event] = []
-        self.plan = Plan(known, self.work, Verdict.UNKNOWN)
+        self.events: list[Event] = []
+        self.plan = Plan(known, self.state, Verdict.UNKNOWN)
         self._outcomes: list[Outcome] = []
         self._unloaded: list[Retired | Unloaded] = []
         self.files: dict[str, Files] = {}
-        self.under_way: tuple[Adapter, ...] = ()
+        self.in_flight: tuple[Adapter, ...] = ()
 
     def see(self, *listed: str | Listed, after: float = BEAT, **fields: Any) -> Plan:
         """A heartbeat with a good listing, `after` seconds after the last one."""
@@ -117,21 +114,12 @@ class World:
     def beat(self, seen: Observation) -> Plan:
         """One heartbeat with any observation."""
         outcomes, self._outcomes = tuple(self._outcomes), []
-        clock = Now(self.now, self.jitter)
         unloaded, self._unloaded = tuple(self._unloaded), []
-        around = Around(self.under_way, dict(self.files))
-        self.plan = reconcile(
-            self.desired,
-            seen,
-            self.work,
-            self.policy,
-            outcomes=outcomes,
-            clock=clock,
-            unloaded=unloaded,
-            around=around,
-        )
-        self.desired, self.work = self.plan.desired, self.plan.work
-        self.facts += self.plan.facts
+        happened = Happened(outcomes, unloaded, self.in_flight, dict(self.files))
+        clock = Now(self.now, self.jitter)
+        self.plan = reconcile(self.desired, seen, self.state, self.policy, clock=clock, happened=happened)
+        self.desired, self.state = self.plan.desired, self.plan.state
+        self.events += self.plan.events
         return self.plan
 
     def ended(
@@ -162,15 +150,16 @@ class World:
 
     def restart_ourselves(self) -> None:
         """Our own process dies and comes back: only what is durable is left."""
-        self.work = State(server=ServerState(since=self.now))
+        self.state = State(server=ServerState(since=self.now))
         self._outcomes = []
 
     def declare(self, *declared: AdapterConfig) -> None:
         """A config that declares exactly these adapters is taken over, as at a reload."""
         before = self.desired
-        self.desired, facts = declare(before, declared)
-        self.work = replace(self.work, attempts=pardon(self.work.attempts, before, self.desired), steady=None)
-        self.facts += facts
+        self.desired, events = declare(before, declared)
+        loads = self.state.loads
+        self.state = replace(self.state, loads=replace(loads, attempts=reset(loads.attempts, before, self.desired)))
+        self.events += events
 
     @property
     def pending(self) -> tuple[Outcome, ...]:
@@ -183,12 +172,12 @@ class World:
         return [one.name for one in self.plan.restores]
 
     def told(self, event: EventName) -> list[dict[str, Any]]:
-        """The fields of every fact of that name so far."""
-        return [dict(fact.fields) for fact in self.facts if fact.event is event]
+        """The fields of every event of that name so far."""
+        return [dict(one.fields) for one in self.events if one.event is event]
 
     def condition(self, kind: ConditionType) -> Condition | None:
         """The condition of a type that holds now, if it does."""
-        return next((one for one in self.work.conditions if one.type is kind), None)
+        return next((one for one in self.state.conditions if one.type is kind), None)
 
 
 def declared(name: str, **fields: Any) -> AdapterConfig:

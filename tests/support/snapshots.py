@@ -11,7 +11,10 @@ from lora_sidecar.core.model import Adapter, Desired, Incarnation, Origin, Withd
 from lora_sidecar.core.observation import BaseModel, Listed, Observed
 from lora_sidecar.core.observation import Reason as Why
 from lora_sidecar.core.outcomes import Failure, FailureKind
-from lora_sidecar.reconcile.state import Attempt, Phase, ServerState, State, Verdict
+from lora_sidecar.reconcile.backoff import Attempt
+from lora_sidecar.reconcile.loads import Loads
+from lora_sidecar.reconcile.outage import Phase, ServerState
+from lora_sidecar.reconcile.state import State, Verdict
 from lora_sidecar.reconcile.verification import Trials
 from lora_sidecar.status.board import Board, ServerStatus
 
@@ -54,7 +57,7 @@ def a_status(
     work = State(
         server=ServerState(phase, at, None if phase is Phase.UP else Why.REFUSED, detail, last_good=at),
         last=last,
-        attempts={one: Attempt(failures=1, failure=failure) for one in failing},
+        loads=Loads({one: Attempt(failures=1, failure=failure) for one in failing}),
         conditions=conditions,
     )
     return ServerStatus(

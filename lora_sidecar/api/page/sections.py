@@ -35,7 +35,7 @@ from lora_sidecar.api.page.text import (
 )
 from lora_sidecar.api.page.timeline import WINDOWS, drawn
 from lora_sidecar.api.query import Query
-from lora_sidecar.reconcile.state import Phase
+from lora_sidecar.reconcile.outage import Phase
 from lora_sidecar.status.adapters import AdapterState
 from lora_sidecar.status.history import truncate
 

@@ -15,7 +15,7 @@ from msgspec import Struct
 from lora_sidecar.api.document import Document, ServerView
 from lora_sidecar.core.conditions import ConditionType
 from lora_sidecar.core.events import EventName
-from lora_sidecar.reconcile.state import Phase
+from lora_sidecar.reconcile.outage import Phase
 from lora_sidecar.status.adapters import AdapterState
 
 

@@ -16,7 +16,7 @@ from lora_sidecar.api.document import ServerView
 from lora_sidecar.api.page.html import Html, element
 from lora_sidecar.api.page.text import clock, duration, seconds_between
 from lora_sidecar.api.query import BadQueryError
-from lora_sidecar.reconcile.state import Phase
+from lora_sidecar.reconcile.outage import Phase
 
 WINDOWS: Final = {"2m": 120, "10m": 600, "1h": 3600, "6h": 21_600, "24h": 86_400, "7d": 604_800}
 """The windows that can be looked at, in seconds."""

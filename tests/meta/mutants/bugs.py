@@ -51,15 +51,16 @@ BUGS: Final[dict[str, Bug]] = {
         (
             Edit(
                 "lora_sidecar.reconcile.reconcile",
-                "return Plan(desired, work, Verdict.UNKNOWN, observed_at",
-                "return Plan(desired, work, Verdict.UNKNOWN, tuple(desired.adapters.values()), observed_at",
+                "    return _plan(beat, replace(state, recovery=back), Verdict.UNKNOWN)\n",
+                "    plan = _plan(beat, replace(state, recovery=back), Verdict.UNKNOWN)\n"
+                "    return replace(plan, restores=tuple(beat.desired.adapters.values()))\n",
             ),
         ),
         "tests/unit/reconcile/test_unknown_is_not_empty.py::test_unknown_before_anything_was_known_does_nothing",
     ),
     "forget-after-one-sighting": Bug(
         "one listing without an adapter is enough to forget it",
-        (Edit("lora_sidecar.reconcile.reconcile", "_SIGHTINGS = 2", "_SIGHTINGS = 1"),),
+        (Edit("lora_sidecar.reconcile.absence", "_SIGHTINGS = 2", "_SIGHTINGS = 1"),),
         "tests/unit/reconcile/test_restart_or_unload.py::test_unloaded_in_one_life_is_forgotten_at_the_second_miss",
         worlds=False,
     ),
@@ -165,7 +166,7 @@ BUGS: Final[dict[str, Bug]] = {
         (
             Edit(
                 "lora_sidecar.reconcile.loads",
-                "if attempt.failures == 0 or clock.now - since >= backoff.reset_after:",
+                "if attempt.failures == 0 or beat.now - since >= beat.policy.backoff.reset_after:",
                 "if since:",
             ),
         ),
@@ -174,7 +175,7 @@ BUGS: Final[dict[str, Bug]] = {
     ),
     "no-backoff": Bug(
         "a load that failed is sent again at once",
-        (Edit("lora_sidecar.reconcile.loads", "not_before=clock.now + wait", "not_before=clock.now"),),
+        (Edit("lora_sidecar.reconcile.backoff", "not_before=clock.now + wait", "not_before=clock.now"),),
         "tests/unit/reconcile/test_loads_and_backoff.py::test_failures_in_a_row_wait_longer_each_time",
     ),
     "lost-lock": Bug(
@@ -193,14 +194,14 @@ BUGS: Final[dict[str, Bug]] = {
         (
             Edit(
                 "lora_sidecar.controller",
-                "        self._desired, facts = await self._keeper.keep(plan.desired)\n",
-                "        self.restorer.offer(plan)\n"
-                "        self._desired, facts = await self._keeper.keep(plan.desired)\n",
+                "        self._desired, events = await self._checkpoint.keep(plan.desired)\n",
+                "        self.loader.offer(plan)\n"
+                "        self._desired, events = await self._checkpoint.keep(plan.desired)\n",
             ),
             Edit(
                 "lora_sidecar.controller",
-                "        self._report(*facts)\n        self.restorer.offer(plan)\n",
-                "        self._report(*facts)\n",
+                "        self._report(*events)\n        self.loader.offer(plan)\n",
+                "        self._report(*events)\n",
             ),
         ),
         "tests/simulation/test_many_lives.py::test_a_world_of_restarts",

@@ -15,7 +15,8 @@ from lora_sidecar.core.outcomes import Accepted, Answer, Failure, FailureKind, P
 from lora_sidecar.engines.base import unlimited
 from lora_sidecar.files.peft import Finding
 from lora_sidecar.files.preflight import Inspection, Preflight
-from lora_sidecar.reconcile.state import Plan, Recovery, State, Verdict
+from lora_sidecar.reconcile.recovery import Recovery
+from lora_sidecar.reconcile.state import Plan, State, Verdict
 from tests.support.core import adapter, desired
 
 pytestmark = pytest.mark.looptime

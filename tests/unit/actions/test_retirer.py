@@ -11,7 +11,7 @@ from lora_sidecar.actions.retirer import Retirer
 from lora_sidecar.config.settings import parse
 from lora_sidecar.core.outcomes import Accepted
 from lora_sidecar.files.preflight import Preflight
-from lora_sidecar.reconcile.state import Retire
+from lora_sidecar.reconcile.replacement import Retire
 from tests.unit.actions.test_loader import Slow, plan
 
 pytestmark = pytest.mark.looptime

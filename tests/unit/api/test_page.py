@@ -16,7 +16,7 @@ from lora_sidecar.api.page.text import Headline, Mood, event_mood, headline
 from lora_sidecar.api.query import Query
 from lora_sidecar.api.status import document
 from lora_sidecar.core.conditions import Condition, ConditionType
-from lora_sidecar.reconcile.state import Phase
+from lora_sidecar.reconcile.outage import Phase
 from lora_sidecar.reconcile.verification import ProbeRecord
 from lora_sidecar.status.adapters import AdapterState
 from lora_sidecar.status.board import Board

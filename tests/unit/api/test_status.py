@@ -12,7 +12,7 @@ from lora_sidecar.api.metrics import ADAPTER_SERIES, Metrics, with_series
 from lora_sidecar.api.query import BadQueryError, Query, read_query
 from lora_sidecar.api.status import document, encoded
 from lora_sidecar.core.events import EventName, info, warning
-from lora_sidecar.reconcile.state import Phase
+from lora_sidecar.reconcile.outage import Phase
 from lora_sidecar.status.adapters import AdapterState
 from lora_sidecar.status.board import Board, not_live, not_ready
 from lora_sidecar.status.history import EVENTS_KEPT, RECOVERIES_KEPT, SPANS_KEPT, History

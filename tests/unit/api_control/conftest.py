@@ -38,7 +38,7 @@ class Guarded:
             name: ServerController(name, config, engine, keeper, self.board, lambda *_: None, Clock(now, lambda: 1.0))
             for name, engine, keeper in zip(servers, self._engines, self._keepers, strict=True)
         }
-        desks = {name: watch.desk for name, watch in self.watches.items()}
+        desks = {name: watch.requests for name, watch in self.watches.items()}
         control = ControlConfig("127.0.0.1:0", None if token_file is None else str(token_file))
         self.control = ControlServer(control, lambda: self.board.snapshot(now(), 30.0), desks, now, lambda: 30.0)
         self._tasks: list[asyncio.Task[None]] = []
@@ -48,7 +48,7 @@ class Guarded:
         await self.control.start()
         for watch in self.watches.values():
             await watch.open()
-        runs = [w for watch in self.watches.values() for w in (watch.run, watch.restorer.run, watch.unloader.run)]
+        runs = [w for watch in self.watches.values() for w in (watch.run, watch.loader.run, watch.unloader.run)]
         self._tasks = [asyncio.create_task(run()) for run in (self.control.run, *runs)]
 
     async def known(self) -> bool:

@@ -151,7 +151,7 @@ def test_checkpoint_shown(checkpoint: Path, capsys: Captured) -> None:
     assert f"incarnation {desired.incarnation.number}, " in out
     for adapter in desired.adapters.values():
         assert any(adapter.name in line and adapter.path in line for line in out.splitlines())
-    for name in desired.released:
+    for name in desired.orphaned:
         assert any(name in line and "released" in line for line in out.splitlines())
 
 

@@ -9,7 +9,6 @@ from lora_sidecar.config.settings import AdapterConfig, Config, ServerConfig, js
 from lora_sidecar.config.table import Choice, Duration, Flag, Key, Listing, Section, Text, Whole, changed, schema, slots
 from lora_sidecar.config.values import DURATION_PATTERN
 from lora_sidecar.reconcile.policy import Policy
-from lora_sidecar.reconcile.replacement import Rule
 
 
 class Inner(Struct, frozen=True):
@@ -141,13 +140,7 @@ def test_a_policy_is_what_the_config_asks_of_that_server() -> None:
         None,
     ]
     plain = Policy.of(config)
-    assert (plain.adopt, plain.backoff, plain.heartbeat) == (
-        config.policy.adopt,
-        config.restore.backoff,
-        config.heartbeat,
-    )
-    assert (plain.forget_unloaded, plain.unload_gone) == (True, False)
-    assert plain.retire == Rule(config.policy.replace, prune=False, declares=False)
+    assert plain == Policy(config.policy, config.restore.backoff, config.heartbeat, declares=False)
     asked = replace(
         config,
         adapters=(AdapterConfig("a", "/a"),),
@@ -156,5 +149,4 @@ def test_a_policy_is_what_the_config_asks_of_that_server() -> None:
         ),
     )
     other = Policy.of(asked)
-    assert (other.forget_unloaded, other.unload_gone) == (False, True)
-    assert other.retire == Rule("never", prune=True, declares=True)
+    assert (other.rules, other.declares) == (asked.policy, True)

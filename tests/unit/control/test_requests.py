@@ -21,17 +21,12 @@ from lora_sidecar.core.events import EventName, Level
 from lora_sidecar.core.model import Adapter, Desired, Origin, Paused, Withdrawn
 from lora_sidecar.core.observation import BaseModel, Observation, Observed
 from lora_sidecar.core.outcomes import Accepted, Failure, FailureKind, LoadDeferred, Outcome, SleepState, Unloaded
-from lora_sidecar.reconcile.state import (
-    Attempt,
-    Blocked,
-    BlockReason,
-    Phase,
-    Plan,
-    ServerBackoff,
-    ServerState,
-    State,
-    Verdict,
-)
+from lora_sidecar.reconcile.backoff import Attempt
+from lora_sidecar.reconcile.beat import Blocked, BlockReason
+from lora_sidecar.reconcile.capacity import Capacity
+from lora_sidecar.reconcile.loads import Loads, ServerBackoff
+from lora_sidecar.reconcile.outage import Phase, ServerState
+from lora_sidecar.reconcile.state import Plan, State, Verdict
 from tests.support.core import BASE, NOTHING, adapter, card, desired, failure, observed, unknown
 
 AT = 1_000.0
@@ -74,7 +69,7 @@ def test_a_load_is_remembered_with_all_that_it_says() -> None:
     assert received.desired == replace(NOTHING, adapters={"a": wanted})
     assert received.before is NOTHING
     assert received.answer is None
-    (fact,) = received.facts
+    (fact,) = received.events
     assert (fact.event, fact.level) == (EventName.ADAPTER_REQUESTED, Level.INFO)
     assert fact.fields == {"adapter": "a", "path": "/x", "origin": "requested"}
 
@@ -92,14 +87,14 @@ def test_the_same_load_again_changes_nothing() -> None:
 
     assert received is not None
     assert received.desired is known
-    assert received.facts == ()
+    assert received.events == ()
 
 
 def test_a_released_adapter_that_is_asked_for_is_wanted_again() -> None:
     """Even where it is desired with the same words."""
-    known = replace(desired(REQUESTED), released={"a": "/adapters/a", "b": "/adapters/b"})
+    known = replace(desired(REQUESTED), orphaned={"a": "/adapters/a", "b": "/adapters/b"})
 
-    assert taken(known, A).released == {"b": "/adapters/b"}
+    assert taken(known, A).orphaned == {"b": "/adapters/b"}
 
 
 def test_what_was_listed_before_the_request_counts_no_more() -> None:
@@ -243,7 +238,7 @@ def test_an_unload_is_remembered_until_the_server_was_told() -> None:
     """The name is out of everything else that is desired; its neighbours stay."""
     known = replace(
         desired(REQUESTED, adapter("b"), listed=frozenset("ab")),
-        released={"a": "/1", "c": "/2"},
+        orphaned={"a": "/1", "c": "/2"},
         withdrawn={"d": Withdrawn()},
     )
     received = receive(known, Unload("a"), observed(AT), Phase.UP)
@@ -255,10 +250,10 @@ def test_an_unload_is_remembered_until_the_server_was_told() -> None:
         known,
         adapters={"b": adapter("b")},
         listed=frozenset("b"),
-        released={"c": "/2"},
+        orphaned={"c": "/2"},
         withdrawn={"d": Withdrawn(), "a": Withdrawn()},
     )
-    (fact,) = received.facts
+    (fact,) = received.events
     assert (fact.event, fact.level) == (EventName.ADAPTER_WITHDRAWN, Level.INFO)
     assert fact.fields == {"adapter": "a", "path": "/adapters/a"}
 
@@ -269,7 +264,7 @@ def test_an_unload_of_what_nobody_desires_has_no_path_to_tell() -> None:
 
     assert received is not None
     assert received.desired.withdrawn == {"a": Withdrawn()}
-    assert received.facts[0].fields == {"adapter": "a", "path": None}
+    assert received.events[0].fields == {"adapter": "a", "path": None}
 
 
 def test_the_same_unload_again_changes_nothing() -> None:
@@ -304,12 +299,12 @@ def test_a_pause_and_its_end() -> None:
     assert paused.desired == replace(NOTHING, paused=Paused("upgrade"))
     assert paused.before is NOTHING
     assert paused.answer == Answer(200, "paused")
-    assert [(f.event, f.fields) for f in paused.facts] == [(EventName.CONTROL_PAUSED, {"reason": "upgrade"})]
+    assert [(f.event, f.fields) for f in paused.events] == [(EventName.CONTROL_PAUSED, {"reason": "upgrade"})]
     again = receive(paused.desired, Pause("upgrade"), unknown(AT), Phase.DOWN)
     assert again is not None
     assert again.desired is paused.desired
     assert again.before is paused.desired
-    assert (again.answer, again.facts) == (Answer(200, "paused"), ())
+    assert (again.answer, again.events) == (Answer(200, "paused"), ())
     other = receive(paused.desired, Pause("why"), unknown(AT), Phase.DOWN)
     assert other is not None
     assert other.desired.paused == Paused("why")
@@ -318,12 +313,12 @@ def test_a_pause_and_its_end() -> None:
     assert resumed.desired == NOTHING
     assert resumed.before is paused.desired
     assert resumed.answer == Answer(200, "resumed")
-    assert [f.event for f in resumed.facts] == [EventName.CONTROL_RESUMED]
+    assert [f.event for f in resumed.events] == [EventName.CONTROL_RESUMED]
     idle = receive(NOTHING, Resume(), unknown(AT), Phase.DOWN)
     assert idle is not None
     assert idle.desired is NOTHING
     assert idle.before is NOTHING
-    assert (idle.answer, idle.facts) == (Answer(200, "not paused"), ())
+    assert (idle.answer, idle.events) == (Answer(200, "not paused"), ())
 
 
 def ended(result: Accepted | Failure | LoadDeferred, name: str = "a", path: str = "/adapters/a") -> Outcome:
@@ -387,7 +382,7 @@ def test_a_load_is_answered_when_it_is_listed() -> None:
 
 def test_what_the_server_evicted_was_loaded() -> None:
     """It has it, and made room in its listing; a server that is away shows nothing."""
-    work = replace(UP, evicted=frozenset("a"))
+    work = replace(UP, capacity=Capacity(evicted=frozenset("a")))
     away = replace(work, server=ServerState(Phase.DOWN))
 
     assert went(A, desired(REQUESTED), work) == ADDED
@@ -410,7 +405,8 @@ def waiting(why: str, done: str = "loaded") -> Answer:
 
 
 AWAY = replace(UP, server=ServerState(Phase.DOWN, detail="connection refused"))
-HELD = replace(UP, hold=ServerBackoff(Failure(FailureKind.UNAUTHORIZED, "a key is needed"), 1, AT + 0.1))
+NO_KEY = Failure(FailureKind.UNAUTHORIZED, "a key is needed")
+HELD = replace(UP, loads=Loads(backoff=ServerBackoff(NO_KEY, 1, AT + 0.1)))
 
 
 @pytest.mark.parametrize("fresh", [True, False])
@@ -433,7 +429,7 @@ def test_a_load_that_must_wait_says_for_what(work: State, why: str, fresh: bool)
 
 def test_a_hold_that_is_over_holds_nothing() -> None:
     """The load is about to be sent."""
-    over = replace(HELD, hold=ServerBackoff(Failure(FailureKind.UNAUTHORIZED, "a key is needed"), 1, AT))
+    over = replace(HELD, loads=Loads(backoff=ServerBackoff(NO_KEY, 1, AT)))
 
     assert went(A, desired(REQUESTED), over) is None
     assert went(A, desired(REQUESTED), replace(UP, last=None)) is None
@@ -451,28 +447,30 @@ def test_a_request_in_a_pause_says_so(reason: str, said: str) -> None:
 
 def test_a_first_try_that_failed_is_told_from_the_next_heartbeat_on() -> None:
     """By what the engine said, or by why the load was not sent; a request that just came has not been tried."""
-    failed = replace(UP, attempts={"a": Attempt(1, failure(FailureKind.ENGINE, "the engine is dead"))})
-    asleep = replace(UP, withheld=LoadDeferred(SleepState.ASLEEP, "the engine sleeps"))
+    failed = replace(UP, loads=Loads({"a": Attempt(1, failure(FailureKind.ENGINE, "the engine is dead"))}))
+    asleep = replace(UP, loads=Loads(deferred=LoadDeferred(SleepState.ASLEEP, "the engine sleeps")))
     known = desired(REQUESTED)
 
     assert went(A, known, failed) == waiting("the engine is dead")
     assert went(A, known, failed, fresh=True) is None
     assert went(A, known, asleep) == waiting("the engine sleeps")
-    assert went(A, known, replace(asleep, attempts=failed.attempts)) == waiting("the engine is dead")
+    assert went(A, known, replace(asleep, loads=replace(asleep.loads, attempts=failed.loads.attempts))) == waiting(
+        "the engine is dead"
+    )
     forgiven = {"a": Attempt(0, failure(FailureKind.ENGINE, "the engine is dead"))}
-    assert went(A, known, replace(UP, attempts=forgiven)) is None
-    assert went(A, known, replace(UP, attempts={"b": failed.attempts["a"]})) is None
-    assert went(A, known, replace(UP, attempts={"a": Attempt(1)})) is None
+    assert went(A, known, replace(UP, loads=Loads(forgiven))) is None
+    assert went(A, known, replace(UP, loads=Loads({"b": failed.loads.attempts["a"]}))) is None
+    assert went(A, known, replace(UP, loads=Loads({"a": Attempt(1)}))) is None
 
 
 def test_a_load_that_is_barred_says_why_at_once() -> None:
     """What is the server's own reason comes first; what bars another adapter is none of it."""
-    barred = replace(UP, barred={"a": Blocked(BlockReason.CAPACITY, "no room")})
+    barred = replace(UP, blocked={"a": Blocked(BlockReason.CAPACITY, "no room")})
     known = desired(REQUESTED)
 
     assert went(A, known, barred, fresh=True) == waiting("no room")
     assert went(A, known, replace(barred, server=AWAY.server)) == waiting("the server is down (connection refused)")
-    assert went(A, known, replace(UP, barred={"b": Blocked(BlockReason.CAPACITY, "no room")})) is None
+    assert went(A, known, replace(UP, blocked={"b": Blocked(BlockReason.CAPACITY, "no room")})) is None
 
 
 def test_an_unload_is_answered_when_the_server_was_told() -> None:
@@ -508,21 +506,21 @@ def test_a_refused_load_leaves_what_was_there_before() -> None:
     old = adapter("a", Origin.REQUESTED, path="/old")
     for before in (
         desired(old),
-        replace(NOTHING, released={"a": "/old"}),
+        replace(NOTHING, orphaned={"a": "/old"}),
         replace(NOTHING, withdrawn={"a": Withdrawn(pending=False)}),
     ):
         after = taken(before, A)
         assert "a" in after.adapters
         back = retract(after, A, before)
-        assert (back.adapters, back.released, back.withdrawn) == (before.adapters, before.released, before.withdrawn)
+        assert (back.adapters, back.orphaned, back.withdrawn) == (before.adapters, before.orphaned, before.withdrawn)
 
 
 def test_a_refused_load_of_a_name_that_was_both_desired_and_released_leaves_it_desired() -> None:
     """As a checkpoint may hold it."""
-    before = replace(desired(REQUESTED), released={"a": "/adapters/a"})
+    before = replace(desired(REQUESTED), orphaned={"a": "/adapters/a"})
     back = retract(taken(before, A), A, before)
 
-    assert (back.adapters, back.released) == (before.adapters, {})
+    assert (back.adapters, back.orphaned) == (before.adapters, {})
 
 
 def test_a_refused_load_leaves_alone_what_was_decided_meanwhile() -> None:
@@ -560,7 +558,7 @@ def test_a_refused_unload_leaves_what_was_there_before() -> None:
     assert retract(reloaded, Unload("a"), before).adapters == {"a": newer}
     assert retract(reloaded, Unload("a"), before).withdrawn == {}
     assert retract(before, Unload("a"), before) is before
-    released = replace(NOTHING, released={"a": "/adapters/a"})
+    released = replace(NOTHING, orphaned={"a": "/adapters/a"})
     assert retract(withdraw(released, "a")[0], Unload("a"), released) == released
     learned = desired(adapter("a"))
     back = retract(withdraw(learned, "a")[0], Unload("a"), learned)

@@ -8,7 +8,7 @@ from lora_sidecar.core.events import EventName
 from lora_sidecar.core.model import Adapter, Origin
 from lora_sidecar.core.observation import BaseModel, Listed
 from lora_sidecar.core.text import NAME_LENGTH_SHOWN
-from lora_sidecar.reconcile.desired import NAME_LIMIT, PATH_LIMIT
+from lora_sidecar.reconcile.adoption import NAME_LIMIT, PATH_LIMIT
 from tests.support.core import BASE, World, adapter, card, declared, desired, rules
 
 OTHER = BaseModel("other", "/models/other")
@@ -77,7 +77,7 @@ def test_not_adopted_with_the_reason(rule: AdoptConfig, one: Listed, why: str) -
     assert why in refusal(world)
     assert refusal(world).isprintable()
     assert len(refusal(world)) < 2 * NAME_LENGTH_SHOWN
-    assert world.work.drift.unexpected == {one.name}
+    assert world.state.drift.unexpected == {one.name}
 
 
 @pytest.mark.parametrize(
@@ -159,8 +159,8 @@ def test_not_followed_to_where_it_would_not_be_adopted(rule: AdoptConfig, path: 
 
     assert world.desired is before
     assert refusal(world).startswith("a: ")
-    assert world.work.drift.replaced == {"a"}
-    assert not world.work.drift.unexpected
+    assert world.state.drift.replaced == {"a"}
+    assert not world.state.drift.unexpected
 
 
 def test_trailing_slash_is_no_other_path() -> None:
@@ -170,7 +170,7 @@ def test_trailing_slash_is_no_other_path() -> None:
     world.see(card("a", "/adapters/a/"), card("d", "/adapters/d//"))
 
     assert world.desired is before
-    assert not world.work.drift
+    assert not world.state.drift
 
 
 def test_declared_path_is_never_followed_and_the_difference_is_said() -> None:
@@ -221,9 +221,9 @@ def test_released_is_left_loaded_and_not_taken_back() -> None:
         world.see("a")
 
     assert not world.desired.adapters
-    assert world.desired.released == {"a": "/adapters/a"}
+    assert world.desired.orphaned == {"a": "/adapters/a"}
     assert not world.told(EventName.ADAPTER_ADOPTED)
-    assert not world.work.drift
+    assert not world.state.drift
     assert len(world.told(EventName.ADAPTER_ORPHANED)) == 1
 
 
@@ -233,7 +233,7 @@ def test_released_is_not_restored_after_a_restart() -> None:
     world.see(start_time=2.0)
 
     assert world.restores == []
-    assert not world.desired.released
+    assert not world.desired.orphaned
 
 
 @pytest.mark.parametrize("start_time", [100.0, 2.0])
@@ -253,7 +253,7 @@ def test_released_and_listed_with_another_path_is_adopted() -> None:
     world.see(card("a", "/new/a"))
 
     assert world.desired.adapters["a"].path == "/new/a"
-    assert not world.desired.released
+    assert not world.desired.orphaned
 
 
 def test_released_while_its_load_is_under_way_is_not_taken_for_a_strangers() -> None:
@@ -266,7 +266,7 @@ def test_released_while_its_load_is_under_way_is_not_taken_for_a_strangers() -> 
     world.see("a")
 
     assert not world.desired.adapters
-    assert world.desired.released == {"a": "/adapters/a"}
+    assert world.desired.orphaned == {"a": "/adapters/a"}
 
 
 def test_released_and_declared_again_is_ours_again() -> None:
@@ -276,7 +276,7 @@ def test_released_and_declared_again_is_ours_again() -> None:
     world.see("a")
 
     assert world.desired.adapters["a"].origin is Origin.DECLARED
-    assert not world.desired.released
+    assert not world.desired.orphaned
 
 
 def test_released_outlasts_our_own_restart() -> None:

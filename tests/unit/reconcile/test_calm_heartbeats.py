@@ -3,105 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
+from lora_sidecar.core.conditions import ConditionType
 from lora_sidecar.core.events import EventName
 from lora_sidecar.core.model import Origin, Suspect, Withdrawn
-from lora_sidecar.core.observation import Files, Observed, Sight
-from lora_sidecar.core.outcomes import FailureKind, LoadDeferred, SleepState
-from lora_sidecar.reconcile import reconcile
-from lora_sidecar.reconcile.loads import Now
-from lora_sidecar.reconcile.replacement import Rule
-from lora_sidecar.reconcile.state import Attempt, Plan, Recovery, ServerBackoff, ServerState, State, Verdict
-from tests.support.core import World, adapter, card, desired, failure, observed, rules
+from lora_sidecar.core.observation import Files, Reason, Sight
+from lora_sidecar.reconcile.state import Verdict
+from tests.support.core import World, adapter, card, desired, rules
 
 KNOWN = desired(adapter("a"))
-BEFORE = observed(1.0, "a", version="0.32.0")
 GONE = Files(Sight.GONE, looks=2, seen_before=True)
 
 
-def beat(seen: Observed, work: State) -> Plan:
-    """One heartbeat."""
-    return reconcile.reconcile(KNOWN, seen, work, rules(), outcomes=(), clock=Now(seen.at, 0.0))
+def test_the_same_listing_again_comes_to_nothing() -> None:
+    """It is the last one from now on, and the server was last seen well then."""
+    world = World(KNOWN)
+    world.see("a")
+    plan = world.see("a")
+
+    assert (plan.desired, plan.verdict, plan.observed_at, plan.events) == (KNOWN, Verdict.STEADY, world.now, ())
+    assert (plan.state.last is not None and plan.state.last.at, plan.state.server.last_good) == (world.now, world.now)
 
 
-CALM = beat(BEFORE, State()).work
-AGAIN = replace(BEFORE, at=6.0)
+def test_a_calm_heartbeat_tells_that_a_slow_answer_is_over() -> None:
+    """Though there is nothing else to say."""
+    world = World(KNOWN)
+    world.see("a")
+    world.miss(Reason.TIMEOUT)
+    plan = world.see("a")
+
+    assert (plan.verdict, [one.event for one in plan.events]) == (Verdict.STEADY, [EventName.PROBE_RECOVERED])
 
 
-@pytest.fixture
-def planned(monkeypatch: pytest.MonkeyPatch) -> list[Observed]:
-    """The observations that were compared with everything that is desired."""
-    compared: list[Observed] = []
-    usual = reconcile._plan
+def test_a_config_that_asks_for_something_else_is_looked_at_again() -> None:
+    """A path that is never replaced, and then may be."""
+    world = World(desired(adapter("a", Origin.DECLARED, path="/new")), rules(replace="never"))
+    world.see(card("a", "/old"))
+    assert not world.plan.retires
+    world.policy = rules(replace="always")
+    world.see(card("a", "/old"))
 
-    def noting(wanted: Any, seen: Observed, *others: Any) -> Plan:
-        compared.append(seen)
-        return usual(wanted, seen, *others)
-
-    monkeypatch.setattr(reconcile, "_plan", noting)
-    return compared
+    assert [one.name for one in world.plan.retires] == ["a"]
 
 
-def test_the_same_listing_again_is_not_compared(planned: list[Observed]) -> None:
-    """The last look came to nothing, so this one does; it is the last one from now on."""
-    plan = beat(AGAIN, CALM)
+def test_files_that_vanish_under_the_same_listing_are_told() -> None:
+    """What is seen of files is as much a cause to look as the listing."""
+    world = World(KNOWN)
+    world.see("a")
+    world.files = {"/adapters/a": GONE}
+    world.see("a")
 
-    assert (plan.desired, plan.verdict, plan.observed_at, plan.facts) == (KNOWN, Verdict.STEADY, 6.0, ())
-    assert plan.work.last is AGAIN
-    assert plan.work.server.last_good == 6.0
-    assert planned == []
-
-
-def test_a_calm_heartbeat_tells_what_it_noticed(planned: list[Observed]) -> None:
-    """A slow answer before it is over."""
-    plan = beat(AGAIN, replace(CALM, server=replace(CALM.server, errors=1)))
-
-    assert (plan.verdict, [fact.event for fact in plan.facts]) == (Verdict.STEADY, [EventName.PROBE_RECOVERED])
-    assert planned == []
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"last": None},
-        {"steady": None},
-        {"steady": replace(KNOWN)},
-        {"attempts": {"a": Attempt()}},
-        {"hold": ServerBackoff(failure(FailureKind.SERVER_SETUP), 1, 9.0)},
-        {"withheld": LoadDeferred(SleepState.ASLEEP, "it sleeps")},
-        {"recovery": Recovery(0.0, "refused")},
-        {"files": {"/adapters/a": GONE}},
-        {"server": ServerState(interrupted=True)},
-    ],
-    ids=lambda change: next(iter(change)),
-)
-def test_what_was_left_open_is_looked_at_again(change: dict[str, Any], planned: list[Observed]) -> None:
-    """Though the listing is the same."""
-    beat(AGAIN, replace(CALM, **change))
-    assert planned == [AGAIN]
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"adapters": (card("a", "/other"),)},
-        {"adapters": (card("a"), card("b"))},
-        {"bases": ()},
-        {"start_time": None},
-        {"version": "0.33.0"},
-        {"runtime_loading": False},
-    ],
-    ids=lambda change: next(iter(change)),
-)
-def test_another_answer_is_looked_at(change: dict[str, Any], planned: list[Observed]) -> None:
-    """Whatever differs in it."""
-    seen = replace(AGAIN, **change)
-    beat(seen, CALM)
-    assert planned == [seen]
+    assert world.condition(ConditionType.ADAPTER_FILES_MISSING) is not None
 
 
 def _missed() -> World:
@@ -144,7 +99,7 @@ def _elsewhere() -> World:
 
 
 def _to_be_pruned() -> World:
-    world = World(replace(KNOWN, released={"r": "/adapters/r"}), rules(retire=Rule(prune=True)))
+    world = World(replace(KNOWN, orphaned={"r": "/adapters/r"}), rules(prune=True))
     world.see("a", "r")
     return world
 
@@ -158,31 +113,33 @@ def test_what_may_change_with_time_is_not_calm(situation: Callable[[], World]) -
     """Nothing is to be restored, and yet the same listing again may come to something."""
     world = situation()
     assert world.plan.verdict is Verdict.STEADY
-    assert world.work.steady is None
+    assert world.state.settled is None
 
 
 def test_what_waits_for_nothing_is_calm() -> None:
     """A withdrawn adapter that the server was told of, and a released one where nothing is pruned."""
-    known = replace(KNOWN, withdrawn={"w": Withdrawn(pending=False)}, released={"r": "/adapters/r"})
+    known = replace(KNOWN, withdrawn={"w": Withdrawn(pending=False)}, orphaned={"r": "/adapters/r"})
     world = World(known)
     world.see("a", "r")
-    assert world.work.steady is world.desired
+    world.see("a", "r")
+    assert world.state.settled is not None
 
-    pruning = World(KNOWN, rules(retire=Rule(prune=True)))
+    pruning = World(KNOWN, rules(prune=True))
     pruning.see("a")
-    assert pruning.work.steady is KNOWN
+    pruning.see("a")
+    assert pruning.state.settled is not None
 
 
 def test_only_a_life_that_is_known_or_lost_something_counts_as_one() -> None:
     """After an outage without a start time a restart is assumed; where all is listed it may have been none."""
-    assert len(_reborn().work.lives) == 1
+    assert len(_reborn().state.restarts) == 1
     for listed, lives in ((["a", "b"], 0), (["a"], 1), ([], 1)):
         world = World(desired(adapter("a"), adapter("b"), start_time=None))
         world.see("a", "b", start_time=None)
         world.miss()
         world.see(*listed, start_time=None)
         assert len(world.told(EventName.SERVER_RESTARTED)) == 1
-        assert len(world.work.lives) == lives
+        assert len(world.state.restarts) == lives
 
 
 def test_vanished_files_are_only_told_unless_the_config_says_more() -> None:

@@ -58,14 +58,14 @@ def test_condition_is_raised_once_and_cleared_once(kind: ConditionType) -> None:
     assert raised["condition"] == kind.value
     assert raised["message"]
     assert raised["hint"]
-    assert [one.type for one in world.work.conditions] == [kind]
+    assert [one.type for one in world.state.conditions] == [kind]
     assert not world.told(EventName.CONDITION_CLEARED)
     for _ in range(3):
         world.see("a")
 
     assert world.told(EventName.CONDITION_CLEARED) == [{"condition": kind.value}]
     assert len(world.told(EventName.CONDITION_RAISED)) == 1
-    assert world.work.conditions == ()
+    assert world.state.conditions == ()
 
 
 def test_another_base_model_is_told_apart_from_a_name_that_is_taken() -> None:
@@ -110,7 +110,7 @@ def test_route_switched_off_says_it_all() -> None:
     world.ended("a", failure(FailureKind.SERVER_SETUP))
     world.see(runtime_loading=False)
 
-    assert [one.type for one in world.work.conditions] == [ConditionType.RUNTIME_LOADING_DISABLED]
+    assert [one.type for one in world.state.conditions] == [ConditionType.RUNTIME_LOADING_DISABLED]
 
 
 def test_condition_follows_its_cause_without_a_new_line() -> None:

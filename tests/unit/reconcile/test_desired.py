@@ -3,12 +3,12 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from lora_sidecar.config.settings import AdoptConfig
-from lora_sidecar.core.events import EventName, Level
+from lora_sidecar.core.events import EventName
 from lora_sidecar.core.model import Adapter, Origin, Withdrawn
 from lora_sidecar.core.observation import BaseModel
-from lora_sidecar.reconcile.desired import adopt, declare, forget, same_base, same_path
-from tests.support.core import BASE, NOTHING, adapter, card, declared, desired
+from lora_sidecar.core.paths import belongs_to, same_path
+from lora_sidecar.reconcile.desired import declare
+from tests.support.core import BASE, NOTHING, adapter, declared, desired
 
 LEARNED, REQUESTED = adapter("l"), adapter("r", Origin.REQUESTED)
 
@@ -41,7 +41,7 @@ def test_empty_config_releases_what_was_declared_and_nothing_else() -> None:
     after, facts = declare(before, [])
 
     assert after.adapters == {"l": LEARNED, "r": REQUESTED}
-    assert after.released == {"a": "/adapters/a"}
+    assert after.orphaned == {"a": "/adapters/a"}
     told = {"adapter": "a", "path": "/adapters/a", "reason": "removed from the config; it is not unloaded"}
     assert [(f.event, f.fields) for f in facts] == [(EventName.ADAPTER_ORPHANED, told)]
 
@@ -61,7 +61,7 @@ def test_changed_adapter_is_told_and_the_others_are_not() -> None:
     after, facts = declare(before, [declared("a"), declared("b", priority=1)])
 
     assert [f.fields["adapter"] for f in facts] == ["b"]
-    assert not after.released
+    assert not after.orphaned
 
 
 def test_release_outlasts_further_reloads() -> None:
@@ -69,10 +69,10 @@ def test_release_outlasts_further_reloads() -> None:
     one, _ = declare(NOTHING, [declared("a"), declared("b")])
     two, _ = declare(one, [declared("b")])
     three, _ = declare(two, [declared("c")])
-    assert dict(three.released) == {"a": "/adapters/a", "b": "/adapters/b"}
+    assert dict(three.orphaned) == {"a": "/adapters/a", "b": "/adapters/b"}
     four, _ = declare(three, [declared("a"), declared("c")])
 
-    assert dict(four.released) == {"b": "/adapters/b"}
+    assert dict(four.orphaned) == {"b": "/adapters/b"}
 
 
 def test_path_that_the_server_lists_for_a_declared_one_outlasts_a_reload() -> None:
@@ -92,68 +92,6 @@ def test_withdrawn_stays_so_whatever_path_the_server_listed_it_with() -> None:
     before = replace(NOTHING, withdrawn={"a": Withdrawn(entry, pending=False)})
 
     assert declare(before, [declared("a")]) == (before, ())
-
-
-@pytest.mark.parametrize("base", [None, BASE.id, BASE.root])
-def test_base_model_that_is_still_served_is_kept_as_it_is_known(base: str | None) -> None:
-    """An adapter that fits what is served is not written anew, whatever base model its card names."""
-    before = desired(adapter("a", base=base))
-
-    assert adopt(before, [card("a")], (BASE,), AdoptConfig())[0] is before
-
-
-def test_followed_to_another_path_and_base_model_at_once() -> None:
-    """What was known of the former path does not outlast it."""
-    other = BaseModel("other", "/models/other")
-    before = desired(adapter("a", listed_as="/real/a", priority=7))
-    after, _, _ = adopt(before, [card("a", "/new/a", parent="other")], (other,), AdoptConfig())
-
-    assert after.adapters == {"a": adapter("a", path="/new/a", base=other.root, priority=7)}
-
-
-def test_rules_that_became_stricter_refuse_nothing_that_is_known() -> None:
-    """They are for what is to become state; what was adopted before is listed as it is known, and no word is said."""
-    before = desired(adapter("a"))
-
-    assert adopt(before, [card("a")], (BASE,), AdoptConfig(enabled=False)) == (before, {}, ())
-
-
-def test_a_path_that_is_not_followed_keeps_nobody_else_from_being_adopted() -> None:
-    """Each card of a listing is judged by itself."""
-    after, refused, _ = adopt(desired(adapter("a")), [card("a", ""), card("b")], (BASE,), AdoptConfig())
-
-    assert after.adapters == {"a": adapter("a"), "b": adapter("b")}
-    assert set(refused) == {"a"}
-
-
-def test_released_is_no_longer_so_once_it_is_adopted() -> None:
-    """Loaded from elsewhere by somebody it is theirs, whatever the config once had under its name."""
-    before = replace(NOTHING, released={"a": "/adapters/a", "b": "/adapters/b"})
-    after, _, _ = adopt(before, [card("a", "/new/a"), card("b")], (BASE,), AdoptConfig())
-
-    assert (set(after.adapters), after.released) == ({"a"}, {"b": "/adapters/b"})
-
-
-@pytest.mark.parametrize(("weak", "level"), [(False, Level.INFO), (True, Level.WARNING)])
-def test_forgetting_takes_the_named_and_says_why(weak: bool, level: Level) -> None:
-    """Each forgotten adapter is a line with its path and the evidence; a guess is a warning."""
-    after, facts = forget(desired(LEARNED, REQUESTED, adapter("x")), ["r", "l"], "start_time", weak=weak)
-
-    assert set(after.adapters) == {"x"}
-    assert [(f.fields["adapter"], f.fields["path"], f.level) for f in facts] == [
-        ("l", "/adapters/l", level),
-        ("r", "/adapters/r", level),
-    ]
-    assert {f.fields["evidence"] for f in facts} == {"start_time"}
-    assert {f.fields["reason"] for f in facts} == {"unloaded by somebody else; it will not be restored"}
-
-
-def test_forgetting_nobody_is_the_very_same_desired() -> None:
-    """No name, no change."""
-    before = desired(LEARNED)
-
-    assert forget(before, [], "none", weak=True) == (before, ())
-    assert forget(before, [], "none", weak=True)[0] is before
 
 
 @pytest.mark.parametrize(
@@ -181,4 +119,4 @@ def test_paths_are_compared_as_they_were_sent(one: str, other: str, same: bool) 
 )
 def test_base_model_is_told_by_root_or_name(base: str | None, same: bool) -> None:
     """An adapter that belongs to no base model in particular belongs to each."""
-    assert same_base(adapter("a", base=base), (BaseModel("other-name", "/elsewhere"), BASE)) is same
+    assert belongs_to(adapter("a", base=base), (BaseModel("other-name", "/elsewhere"), BASE)) is same

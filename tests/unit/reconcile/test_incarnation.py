@@ -4,9 +4,11 @@ import pytest
 
 from lora_sidecar.core.model import Desired, Incarnation
 from lora_sidecar.core.observation import Observed
-from lora_sidecar.reconcile.incarnation import Evidence, judge
-from lora_sidecar.reconcile.state import ServerState, State
-from tests.support.core import adapter, card, desired, observed
+from lora_sidecar.reconcile.beat import Evidence, Identified
+from lora_sidecar.reconcile.incarnation import identify
+from lora_sidecar.reconcile.outage import ServerState
+from lora_sidecar.reconcile.state import State
+from tests.support.core import World, adapter, card, desired, observed
 
 
 def known(start_time: float | None, number: int = 3) -> Desired:
@@ -19,7 +21,12 @@ def work(last: Observed | None, *, interrupted: bool = False) -> State:
     return State(server=ServerState(interrupted=interrupted), last=last)
 
 
-LAST = observed(1.0, "a", "b")
+LAST = observed(1.0, "a", "b", start_time=None)
+
+
+def judged(before: Desired, state: State, seen: Observed) -> Identified:
+    """Which incarnation a listing is taken to be of."""
+    return identify(before, state.last, seen, interrupted=state.server.interrupted)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +55,7 @@ def test_evidence_is_ranked(
     evidence: Evidence,
 ) -> None:
     """Start times first, then an outage, then everything gone at once, then none."""
-    judgement = judge(known(before), work(LAST, interrupted=interrupted), observed(2.0, *listed, start_time=now))
+    judgement = identify(known(before), LAST, observed(2.0, *listed, start_time=now), interrupted=interrupted)
 
     assert (judgement.restarted, judgement.evidence) == (restarted, evidence)
     assert judgement.incarnation.number == (4 if restarted else 3)
@@ -69,7 +76,7 @@ def test_a_connection_that_outlasted_both_listings_outweighs_an_interruption(
 ) -> None:
     """The same connection proves the same life; another one, or none at either time, proves nothing."""
     last = observed(1.0, "a", "b", start_time=None, line=earlier)
-    judgement = judge(known(None), work(last, interrupted=True), observed(2.0, start_time=None, line=later))
+    judgement = judged(known(None), work(last, interrupted=True), observed(2.0, start_time=None, line=later))
 
     assert (judgement.restarted, judgement.evidence) == (restarted, evidence)
 
@@ -78,13 +85,13 @@ def test_a_start_time_outweighs_a_connection() -> None:
     """Behind a proxy a connection outlives the server; its start time does not."""
     last = observed(1.0, "a", "b", start_time=7.0, line=1)
 
-    assert judge(known(7.0), work(last), observed(2.0, start_time=8.0, line=1)).evidence is Evidence.START_TIME
+    assert judged(known(7.0), work(last), observed(2.0, start_time=8.0, line=1)).evidence is Evidence.START_TIME
 
 
 @pytest.mark.parametrize("start_time", [None, 5.0])
 def test_first_sight_is_no_restart(start_time: float | None) -> None:
     """A server that was never seen before begins its first known life."""
-    judgement = judge(known(None, number=0), work(None), observed(1.0, "a", start_time=start_time))
+    judgement = judged(known(None, number=0), work(None), observed(1.0, "a", start_time=start_time))
 
     assert judgement.evidence is Evidence.FIRST_SIGHT
     assert (judgement.incarnation, judgement.restarted) == (Incarnation(1, start_time), False)
@@ -93,7 +100,7 @@ def test_first_sight_is_no_restart(start_time: float | None) -> None:
 @pytest.mark.parametrize("names", [[], ["a"]])
 def test_one_adapter_gone_is_not_everything_gone(names: list[str]) -> None:
     """From two adapters on, all of them missing is suspicious; of none or one it is not."""
-    judgement = judge(known(None), work(observed(1.0, *names)), observed(2.0, start_time=None))
+    judgement = judged(known(None), work(observed(1.0, *names)), observed(2.0, start_time=None))
 
     assert judgement.evidence is Evidence.NONE
 
@@ -102,25 +109,38 @@ def test_carried_over_cards_are_the_same_cards() -> None:
     """A listing that is carried over from the last one is never taken for another life."""
     again = Observed(2.0, LAST.bases, LAST.adapters)
 
-    assert judge(known(None), work(LAST), again).evidence is Evidence.NONE
+    assert judged(known(None), work(LAST), again).evidence is Evidence.NONE
 
 
 def test_same_names_from_elsewhere_are_still_there() -> None:
     """Names tell what is gone; other paths do not."""
     moved = observed(2.0, card("a", "/x"), card("b", "/y"), start_time=None)
 
-    assert judge(known(None), work(LAST), moved).evidence is Evidence.NONE
+    assert judged(known(None), work(LAST), moved).evidence is Evidence.NONE
 
 
 def test_start_time_is_kept_where_it_is_not_read() -> None:
     """What is known of this life stays known, and what is learned of it is added."""
-    assert judge(known(7.0), work(LAST), observed(2.0, "a", start_time=None)).incarnation == Incarnation(3, 7.0)
-    assert judge(known(None), work(LAST), observed(2.0, "a", start_time=8.0)).incarnation == Incarnation(3, 8.0)
+    assert judged(known(7.0), work(LAST), observed(2.0, "a", start_time=None)).incarnation == Incarnation(3, 7.0)
+    assert judged(known(None), work(LAST), observed(2.0, "a", start_time=8.0)).incarnation == Incarnation(3, 8.0)
 
 
 def test_start_time_that_comes_with_an_absence_proves_nothing() -> None:
     """It may be that of a life nobody saw begin: what is missing then is forgotten with a warning, if at all."""
-    judgement = judge(desired(adapter("a"), start_time=None), work(observed(1.0, "a")), observed(2.0, start_time=9.0))
+    judgement = judged(
+        desired(adapter("a"), start_time=None), work(observed(1.0, "a", start_time=None)), observed(2.0, start_time=9.0)
+    )
 
     assert (judgement.restarted, judgement.evidence) == (False, Evidence.NONE)
     assert judgement.incarnation == Incarnation(1, None)
+
+
+def test_two_start_times_in_a_row_that_differ_are_two_lives() -> None:
+    """Also where neither was taken over, since each came together with an absence: the adapter was lost."""
+    world = World(desired(adapter("a"), start_time=None))
+    world.see("a", start_time=None)
+    world.see(start_time=1.0)
+    world.see(start_time=2.0)
+
+    assert "a" in world.desired.adapters
+    assert world.restores == ["a"]

@@ -38,7 +38,7 @@ def test_failed_load_waits_and_is_tried_again(kind: FailureKind) -> None:
     plan = world.see("b", after=2.0)
     assert (world.restores, plan.verdict) == ([], Verdict.WAITING)
     assert plan.wake_at == world.now + 0.5
-    assert world.work.attempts["a"].failures == 1
+    assert world.state.loads.attempts["a"].failures == 1
 
     world.see("b", after=0.4)
     assert world.restores == []
@@ -99,7 +99,7 @@ def test_fault_of_the_server_holds_everything_and_blames_nobody(kind: FailureKin
     world.ended("a", failure(kind, "not allowed", 401))
     plan = world.see()
     assert (world.restores, plan.wake_at) == ([], world.now + 0.5)
-    assert world.work.attempts["a"].failures == 0
+    assert world.state.loads.attempts["a"].failures == 0
     condition = world.condition(ConditionType.LOADING_REFUSED)
     assert condition is not None
     assert condition.message == "not allowed"
@@ -120,7 +120,7 @@ def test_hold_ends_with_the_first_answer_that_shows_it_is_over(result: Accepted)
     world.ended("b", result)
     world.see("b")
 
-    assert world.work.hold is None
+    assert world.state.loads.backoff is None
     assert world.condition(ConditionType.LOADING_REFUSED) is None
     assert world.restores == ["a", "c"]
 
@@ -133,7 +133,7 @@ def test_hold_outlasts_an_answer_that_says_nothing_of_it(kind: FailureKind) -> N
     world.ended("b", failure(kind))
     world.see()
 
-    assert world.work.hold is not None
+    assert world.state.loads.backoff is not None
 
 
 def test_hold_ends_with_the_life_that_it_was_met_in() -> None:
@@ -152,12 +152,12 @@ def test_hold_and_sleep_are_forgotten_once_nothing_is_missing() -> None:
     world.ended("a", failure(FailureKind.UNAUTHORIZED))
     world.ended("a", ASLEEP)
     world.see("a")
-    assert not world.work.conditions
+    assert not world.state.conditions
     world.declare(declared("a"), declared("b"))
     world.see("a")
 
     assert world.restores == ["b"]
-    assert not world.work.conditions
+    assert not world.state.conditions
 
 
 def test_mended_config_deserves_a_fresh_start() -> None:
@@ -181,8 +181,8 @@ def test_failing_adapter_that_is_no_longer_wanted_is_dropped() -> None:
     world.ended("a", failure())
     world.see()
 
-    assert not world.work.attempts
-    assert not world.work.conditions
+    assert not world.state.loads.attempts
+    assert not world.state.conditions
     assert world.plan.verdict is Verdict.STEADY
 
 
@@ -195,8 +195,8 @@ def test_withheld_load_is_planned_again_and_blames_nobody(wakefulness: SleepStat
     kinds = {SleepState.ASLEEP: ConditionType.ENGINE_ASLEEP, SleepState.UNCLEAR: ConditionType.ENGINE_STATE_UNKNOWN}
 
     assert world.restores == ["a"]
-    assert [one.type for one in world.work.conditions] == [kinds[wakefulness]]
-    assert not world.work.attempts
+    assert [one.type for one in world.state.conditions] == [kinds[wakefulness]]
+    assert not world.state.loads.attempts
 
 
 @pytest.mark.parametrize("result", [Accepted(), failure()])

@@ -16,7 +16,6 @@ from lora_sidecar.core.model import Origin, Withdrawn
 from lora_sidecar.core.observation import BaseModel
 from lora_sidecar.core.outcomes import FailureKind
 from lora_sidecar.reconcile.policy import Policy
-from lora_sidecar.reconcile.replacement import Rule
 from lora_sidecar.reconcile.state import Verdict
 from tests.support.core import BASE, World, adapter, card, declared, desired, failure, rules
 
@@ -63,8 +62,8 @@ def test_steady_heartbeat_says_and_changes_nothing() -> None:
     world = World(desired(adapter("a"), adapter("r", Origin.REQUESTED)))
     world.declare(declared("d"))
     world.see("a", "r", "d", "e")
-    world.facts.clear()
-    before, work = world.desired, world.work
+    world.events.clear()
+    before, work = world.desired, world.state
     for _ in range(100):
         plan = world.see("a", "r", "d", "e")
         assert plan.desired is before
@@ -72,15 +71,15 @@ def test_steady_heartbeat_says_and_changes_nothing() -> None:
     world.see("e", "d", "r", "a")
 
     assert world.desired is before
-    assert world.facts == []
-    assert world.work.drift is work.drift
+    assert world.events == []
+    assert world.state.drift == work.drift
 
 
 def test_unmended_drift_is_told_once() -> None:
     """A missing, a replaced and an unexpected adapter make one line, however long they last."""
     world = World()
     world.declare(declared("gone"), declared("other"))
-    world.facts.clear()
+    world.events.clear()
     for _ in range(10):
         world.see(card("other", "/x"), card("tensor", "__tensor__"))
     assert world.told(EventName.DRIFT_DETECTED) == [
@@ -114,14 +113,9 @@ def test_policy_is_what_the_config_says() -> None:
         restore=RestoreConfig(backoff=BackoffConfig(initial=3.0)),
     )
 
-    assert Policy.of(config) == Policy(
-        AdoptConfig(max=7),
-        forget_unloaded=False,
-        backoff=BackoffConfig(initial=3.0),
-        heartbeat=HeartbeatConfig(interval=9.0),
-        retire=Rule("always", prune=True, declares=False),
-    )
-    assert Policy.of(Config(servers=())) == rules(retire=Rule("safe", declares=False))
+    expected = Policy(config.policy, BackoffConfig(initial=3.0), HeartbeatConfig(interval=9.0), declares=False)
+    assert Policy.of(config) == expected
+    assert Policy.of(Config(servers=())) == rules(replace="safe", declares=False)
 
 
 def test_plan_names_its_life_and_its_listing() -> None:
@@ -141,7 +135,7 @@ def test_learned_on_another_base_model_is_not_loaded() -> None:
     assert (world.restores, plan.verdict) == (["d", "r"], Verdict.RESTORING)
     condition = world.condition(ConditionType.BASE_MODEL_CHANGED)
     assert condition is not None
-    assert condition.message == "a: it was learned on another base model, /models/base"
+    assert condition.message == "a: it was adopted on another base model, /models/base"
 
     world.see("d", "r", start_time=2.0, bases=(OTHER,))
     assert world.plan.verdict is Verdict.WAITING
@@ -165,7 +159,7 @@ def test_name_of_a_served_base_model_is_not_loaded() -> None:
     world.see()
 
     assert world.restores == ["a"]
-    assert [one.message for one in world.work.conditions] == ["base: its name is that of a served base model"]
+    assert [one.message for one in world.state.conditions] == ["base: its name is that of a served base model"]
 
 
 def test_a_restore_begins_with_its_first_load() -> None:
@@ -189,9 +183,9 @@ def test_what_was_made_out_at_one_heartbeat_is_known_at_the_next() -> None:
     world.see("a", "b", "w")
     world.unloaded("w", failure(FailureKind.UNAUTHORIZED))
     world.see("a", "b", "w")
-    assert set(world.work.unloads) == {"w"}
+    assert set(world.state.unloads) == {"w"}
     world.unloaded("w")
     world.see("a", capacity=1)
 
-    assert world.work.unloads == {}
-    assert world.work.evicted == {"b"}
+    assert world.state.unloads == {}
+    assert world.state.capacity.evicted == {"b"}

@@ -5,9 +5,9 @@ import pytest
 from lora_sidecar.config.settings import HeartbeatConfig
 from lora_sidecar.core.events import Event, EventName
 from lora_sidecar.core.observation import Observation, Reason
-from lora_sidecar.reconcile.outage import advance, next_look
-from lora_sidecar.reconcile.state import Phase, ServerState
-from tests.support.core import World, observed, unknown
+from lora_sidecar.reconcile.beat import Beat, Happened
+from lora_sidecar.reconcile.outage import Phase, ServerState, advance, next_look
+from tests.support.core import CLOCK, NOTHING, World, observed, rules, unknown
 
 HEARTBEAT = HeartbeatConfig(interval=5.0, away_interval=0.1, down_after_timeouts=3)
 AWAY = [Reason.REFUSED, Reason.RESET, Reason.UNREACHABLE, Reason.ENGINE_DEAD]
@@ -19,8 +19,10 @@ def after(*seen: Observation | Reason, began: ServerState | None = None) -> tupl
     state = began or ServerState()
     facts: list[Event] = []
     for second, one in enumerate(seen, start=1):
-        state, told = advance(state, unknown(second, one) if isinstance(one, Reason) else one, HEARTBEAT)
-        facts += told
+        observation = unknown(second, one) if isinstance(one, Reason) else one
+        beat = Beat(NOTHING, observation, rules(heartbeat=HEARTBEAT), CLOCK, Happened())
+        state = advance(state, observation, beat)
+        facts += beat.events
     return state, facts
 
 
@@ -132,7 +134,7 @@ def test_repeated_doubt_can_be_thinned_out() -> None:
 
 def test_hint_is_told_where_there_is_one() -> None:
     """The hint of an unknown reaches the person who reads the line."""
-    _, facts = advance(UP, unknown(1.0, Reason.UNAUTHORIZED, hint="check the key"), HEARTBEAT)
+    _, facts = after(unknown(1.0, Reason.UNAUTHORIZED, hint="check the key"), began=UP)
 
     assert facts[0].fields["hint"] == "check the key"
 

@@ -39,7 +39,7 @@ def test_accepted_and_listed_is_restored() -> None:
     assert world.told(EventName.RESTORE_SUCCEEDED) == [
         {"adapter": "a", "path": "/adapters/a", "seconds": 2.5, "previous_errors": 0}
     ]
-    assert not world.work.attempts
+    assert not world.state.loads.attempts
 
 
 def test_absence_for_one_listing_is_no_second_success() -> None:
@@ -61,7 +61,7 @@ def test_accepted_and_never_listed_is_a_failure() -> None:
     for count in range(1, 4):
         world.ended("a")
         plan = world.see()
-        assert world.work.attempts["a"].failures == count
+        assert world.state.loads.attempts["a"].failures == count
         assert world.restores == []
         assert plan.wake_at is not None
         world.see(after=plan.wake_at - world.now)
@@ -100,7 +100,7 @@ def test_failure_while_the_server_is_away_blames_no_adapter(kind: FailureKind) -
     world = wanting("a")
     world.ended("a", failure(kind))
     world.miss(Reason.TIMEOUT)
-    assert world.work.attempts["a"].failures == 0
+    assert world.state.loads.attempts["a"].failures == 0
     world.see()
 
     assert world.restores == ["a"]
@@ -113,7 +113,7 @@ def test_failure_that_names_the_adapter_counts_at_any_time(kind: FailureKind) ->
     world.ended("a", failure(kind))
     world.miss(Reason.TIMEOUT)
 
-    assert world.work.attempts["a"].failures == 1
+    assert world.state.loads.attempts["a"].failures == 1
 
 
 def test_new_life_starts_afresh() -> None:
@@ -126,7 +126,7 @@ def test_new_life_starts_afresh() -> None:
     world.see(start_time=2.0)
 
     assert world.restores == ["a", "b"]
-    assert not world.work.attempts
+    assert not world.state.loads.attempts
 
 
 @pytest.mark.parametrize("result", [Accepted(), failure(FailureKind.UNAUTHORIZED), failure(), ASLEEP])
@@ -134,13 +134,13 @@ def test_outcome_of_a_former_life_says_nothing(result: Accepted) -> None:
     """A reply that comes late from a server that is gone is neither success nor failure."""
     world = wanting("a")
     world.see(start_time=2.0)
-    before = world.work
-    world.facts.clear()
+    before = world.state
+    world.events.clear()
     world.ended("a", result, incarnation=1)
     world.see(start_time=2.0, after=0.0)
 
-    assert world.work == before
-    assert world.facts == []
+    assert world.state == before
+    assert world.events == []
     assert world.restores == ["a"]
 
 
@@ -152,7 +152,7 @@ def test_outcome_that_arrives_with_the_restart_does_not_outlive_it() -> None:
     world.see(start_time=2.0)
 
     assert world.restores == ["a", "b"]
-    assert world.work.hold is None
+    assert world.state.loads.backoff is None
 
 
 def test_failures_are_forgotten_only_after_it_stayed_listed() -> None:
@@ -163,10 +163,10 @@ def test_failures_are_forgotten_only_after_it_stayed_listed() -> None:
     world.ended("a")
     world.see("a")
     world.see("a", after=59.0)
-    assert world.work.attempts["a"].failures == 1
+    assert world.state.loads.attempts["a"].failures == 1
     world.see("a", after=1.0)
 
-    assert not world.work.attempts
+    assert not world.state.loads.attempts
 
 
 def test_flapping_does_not_reset_the_wait() -> None:
@@ -179,9 +179,9 @@ def test_flapping_does_not_reset_the_wait() -> None:
     world.see()
     world.see()
     assert world.restores == ["a"]
-    assert world.work.attempts["a"].failures == 1
+    assert world.state.loads.attempts["a"].failures == 1
     world.ended("a", failure())
     world.see()
 
-    assert world.work.attempts["a"].failures == 2
+    assert world.state.loads.attempts["a"].failures == 2
     assert [one["kind"] for one in world.told(EventName.RESTORE_FAILED)] == ["files", "files"]

@@ -10,7 +10,6 @@ from lora_sidecar.core.events import EventName
 from lora_sidecar.core.model import Origin
 from lora_sidecar.core.observation import Files, Sight
 from lora_sidecar.core.outcomes import Accepted, FailureKind
-from lora_sidecar.reconcile.replacement import Rule
 from tests.support.core import World, adapter, card, declared, desired, failure, rules
 
 SAFE = "0.32.0"
@@ -23,7 +22,7 @@ def defusing(*names: str) -> World:
 
     The others' files are there, so that it is no volume that went away.
     """
-    world = World(desired(*map(adapter, names)), rules(unload_gone=True))
+    world = World(desired(*map(adapter, names)), rules(on_files_gone="unload"))
     world.see(*names)
     world.files = {f"/adapters/{name}": Files(Sight.PRESENT, "marks") for name in names}
     world.files[f"/adapters/{names[0]}"] = GONE
@@ -32,7 +31,7 @@ def defusing(*names: str) -> World:
 
 def test_a_pruned_adapter_that_is_requested_meanwhile_is_not_forgotten() -> None:
     """The unload that was under way was ours: the adapter is lost by it, and loaded again."""
-    world = World(policy=rules(retire=Rule("safe", prune=True)))
+    world = World(policy=rules(replace="safe", prune=True))
     world.declare(declared("sql"), declared("chat"))
     world.see("sql", "chat", version=SAFE)
     world.declare(declared("chat"))
@@ -95,19 +94,19 @@ def test_a_load_from_a_former_path_accuses_nobody() -> None:
     world = World()
     world.declare(declared("sql", path="/adapters/old"))
     world.see()
-    world.under_way = tuple(world.plan.restores)
+    world.in_flight = tuple(world.plan.restores)
     world.declare(declared("sql", path="/adapters/new"))
     world.miss()
     world.ended("sql", failure(FailureKind.AMBIGUOUS, "reset"), path="/adapters/old")
     world.miss()
-    world.under_way = ()
+    world.in_flight = ()
     world.see(start_time=200.0)
     assert world.desired.suspects == {}
 
 
 def test_a_load_of_the_former_path_in_a_replacement_that_is_undone_accuses_nobody() -> None:
     """What the server died of is what was listed before, and not what the config asks for."""
-    world = World(policy=rules(retire=Rule("safe")))
+    world = World(policy=rules(replace="safe"))
     world.declare(declared("sql", path="/adapters/new"))
     old = card("sql", "/adapters/old")
     world.see(old, version=SAFE)
@@ -143,7 +142,7 @@ def test_unloads_by_others_amid_our_loads_are_no_limit_where_another_load_fitted
     world.ended("c")
     world.see("b", "c", "k")
     vanishing_while_loading(world, "b", "d", "c", "k")
-    assert world.work.crowd.fit is None
+    assert world.state.capacity.estimate.fit is None
 
 
 def test_what_we_unload_ourselves_is_no_sign_of_a_limit() -> None:
@@ -158,4 +157,4 @@ def test_what_we_unload_ourselves_is_no_sign_of_a_limit() -> None:
         world.ended(come)
         world.files[f"/adapters/{come}"] = Files(Sight.PRESENT, "marks")
         world.see(come, *left)
-    assert world.work.crowd.fit is None
+    assert world.state.capacity.estimate.fit is None

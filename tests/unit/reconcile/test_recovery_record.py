@@ -15,13 +15,13 @@ def up(*names: str, start_time: float | None = 1.0) -> World:
     """A world in which `names` are desired and listed, seen at START + 5."""
     world = World(desired(*map(adapter, names), start_time=start_time))
     world.see(*names, start_time=start_time)
-    world.facts.clear()
+    world.events.clear()
     return world
 
 
 def levels(world: World, event: EventName) -> list[Level]:
     """How loud the facts of that name were."""
-    return [fact.level for fact in world.facts if fact.event is event]
+    return [fact.level for fact in world.events if fact.event is event]
 
 
 def test_one_outage_is_one_record_with_all_that_matters() -> None:
@@ -53,7 +53,7 @@ def test_one_outage_is_one_record_with_all_that_matters() -> None:
         }
     ]
     assert levels(world, EventName.RECOVERY_COMPLETED) == [Level.INFO]
-    assert world.work.recovery is None
+    assert world.state.recovery is None
 
 
 def test_outage_that_lost_nothing_is_over_with_the_first_answer() -> None:
@@ -148,7 +148,7 @@ def test_adapter_of_another_base_model_ends_the_recovery_with_its_reason() -> No
     world.see(start_time=2.0, bases=(OTHER,))
 
     (record,) = world.told(EventName.RECOVERY_COMPLETED)
-    assert record["failed_adapters"] == {"a": "it was learned on another base model, /models/base"}
+    assert record["failed_adapters"] == {"a": "it was adopted on another base model, /models/base"}
 
 
 def test_sleeping_server_has_not_recovered() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from msgspec.structs import replace
 
@@ -7,16 +9,16 @@ from lora_sidecar.core.conditions import ConditionType
 from lora_sidecar.core.events import EventName
 from lora_sidecar.core.model import Paused
 from lora_sidecar.core.outcomes import FailureKind
-from lora_sidecar.reconcile.replacement import Replace, Rule, keys_by_path, refusal
+from lora_sidecar.reconcile.replacement import keys_by_path, refusal
 from tests.support.core import BORN, World, card, declared, failure, rules
 
 SAFE = "0.32.0"
 OLD, NEW = card("sql", "/adapters/old"), card("sql", "/adapters/new")
 
 
-def changed(policy: Replace = "safe", **rule: bool) -> World:
+def changed(policy: str = "safe", **rule: Any) -> World:
     """A world in which `sql` is listed from the old path and the config has just named a new one."""
-    world = World(policy=rules(retire=Rule(policy, **rule)))
+    world = World(policy=rules(replace=policy, **rule))
     world.declare(declared("sql", path=OLD.path))
     world.see(OLD, version=SAFE)
     world.declare(declared("sql", path=NEW.path))
@@ -169,13 +171,13 @@ def test_files_that_are_not_there_yet_are_waited_for() -> None:
 
 def test_nothing_that_works_is_given_up_for_what_has_just_failed() -> None:
     """The declared path failed, and somebody loaded the adapter from another one: it stays until a next try is due."""
-    world = World(policy=rules(retire=Rule("safe")))
+    world = World(policy=rules(replace="safe"))
     world.declare(declared("sql", path=NEW.path))
     world.see(version=SAFE)
     for _ in range(4):
         world.ended("sql", failure(FailureKind.FILES), late=0.0)
         world.see(version=SAFE, after=0.1)
-    due_at = world.work.attempts["sql"].not_before
+    due_at = world.state.loads.attempts["sql"].not_before
 
     world.see(OLD, version=SAFE, after=0.1)
     assert retires(world) == []
@@ -221,7 +223,7 @@ def test_our_own_restart_in_the_middle_loads_from_the_new_path() -> None:
 
 def test_one_replacement_at_a_time_and_none_while_something_is_missing() -> None:
     """Each is a gap for those who ask for the name."""
-    world = World(policy=rules(retire=Rule("safe")))
+    world = World(policy=rules(replace="safe"))
     world.declare(declared("a", path="/o/a"), declared("b", path="/o/b"), declared("c"))
     world.see(card("a", "/o/a"), card("b", "/o/b"), "c", version=SAFE)
     world.declare(declared("a", path="/n/a"), declared("b", path="/n/b"), declared("c"), declared("d"))
@@ -235,9 +237,9 @@ def test_one_replacement_at_a_time_and_none_while_something_is_missing() -> None
     assert "waits for its turn" in why(world)
 
 
-def removed(*left: str, **rule: bool) -> World:
+def removed(*left: str, **rule: Any) -> World:
     """A world in which `sql` and `chat` were declared, `learned` was adopted, and `left` are still declared."""
-    world = World(policy=rules(retire=Rule("safe", declares=bool(left), **rule)))
+    world = World(policy=rules(replace="safe", declares=bool(left), **rule))
     world.declare(declared("sql"), declared("chat"))
     world.see("sql", "chat", "learned", version=SAFE)
     world.declare(*(declared(name) for name in left))
@@ -252,7 +254,7 @@ def test_what_the_config_removes_is_pruned_where_it_asks_for_that() -> None:
     world.retired("sql")
     world.see("chat", "learned", version=SAFE)
     assert (retires(world), sent(world)) == ([], [])
-    assert "sql" not in world.desired.released
+    assert "sql" not in world.desired.orphaned
     kept = removed("chat")
     kept.see("sql", "chat", "learned", version=SAFE)
     assert retires(kept) == []
@@ -292,7 +294,7 @@ def test_a_pause_begins_no_replacement_and_holds_one_that_was_begun() -> None:
     world = changed()
     world.desired = replace(world.desired, paused=Paused("maintenance"))
     world.see(OLD, version=SAFE)
-    assert (retires(world), world.work.swaps) == ([], {})
+    assert (retires(world), world.state.replacements.by_name) == ([], {})
     assert "paused" in why(world)
     world.desired = replace(world.desired, paused=None)
     world.see(OLD, version=SAFE)

@@ -16,7 +16,7 @@ def two(origin: Origin = Origin.LEARNED, start_time: float | None = BORN) -> Wor
     """A world in which `a` and `b` are desired and were just seen listed."""
     world = World(desired(adapter("a", origin), adapter("b", origin), start_time=start_time))
     world.see("a", "b", start_time=start_time)
-    world.facts.clear()
+    world.events.clear()
     return world
 
 
@@ -34,7 +34,7 @@ def test_unloaded_in_one_life_is_forgotten_at_the_second_miss(origin: Origin) ->
     assert (second.restores, set(second.desired.adapters)) == ((), {"b"})
     assert "a" not in second.desired.listed
     assert world.told(EventName.ADAPTER_FORGOTTEN)[0]["evidence"] == "start_time"
-    assert [f.level for f in world.facts if f.event is EventName.ADAPTER_FORGOTTEN] == [Level.INFO]
+    assert [f.level for f in world.events if f.event is EventName.ADAPTER_FORGOTTEN] == [Level.INFO]
 
 
 def test_declared_and_unloaded_is_restored_at_the_second_miss() -> None:
@@ -54,7 +54,7 @@ def test_one_miss_and_back_again_counts_for_nothing() -> None:
         world.see(*listed)
 
     assert set(world.desired.adapters) == {"a", "b"}
-    assert not world.work.missed
+    assert not world.state.missed
 
 
 def test_all_unloaded_in_one_life_are_forgotten() -> None:
@@ -172,7 +172,7 @@ def test_unproven_some_missing_twice_is_an_unload_with_a_warning(origin: Origin)
     world.see("b", start_time=None)
 
     assert set(world.desired.adapters) == {"b"}
-    assert [f.level for f in world.facts if f.event is EventName.ADAPTER_FORGOTTEN] == [Level.WARNING]
+    assert [f.level for f in world.events if f.event is EventName.ADAPTER_FORGOTTEN] == [Level.WARNING]
 
 
 def test_unproven_the_only_one_missing_twice_is_an_unload() -> None:
@@ -286,7 +286,7 @@ def test_our_restart_in_the_middle_of_a_recovery_forgets_nothing() -> None:
 def test_policy_restore_turns_forgetting_off(start_time: float | None) -> None:
     """Where the policy says so, an unload is undone at the second miss, again and again."""
     world = two(start_time=start_time)
-    world.policy = rules(forget=False)
+    world.policy = rules(on_external_unload="restore")
     for _ in range(3):
         assert world.see("b", start_time=start_time).restores == ()
         assert [one.name for one in world.see("b", start_time=start_time).restores] == ["a"]
@@ -310,4 +310,4 @@ def test_a_start_time_that_is_learned_begins_no_life() -> None:
     world.see("a", "b", start_time=None, line=1)
     world.see("a", start_time=BORN, line=1)
 
-    assert (world.desired.incarnation.start_time, world.work.missed, world.restores) == (BORN, {"b": 1}, [])
+    assert (world.desired.incarnation.start_time, world.state.missed, world.restores) == (BORN, {"b": 1}, [])

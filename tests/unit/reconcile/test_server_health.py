@@ -5,8 +5,8 @@ from msgspec.structs import replace
 from lora_sidecar.config.settings import ServerHealthConfig
 from lora_sidecar.core.conditions import ConditionType
 from lora_sidecar.core.observation import EngineActivity, Reason
+from lora_sidecar.reconcile.outage import Phase, ServerState
 from lora_sidecar.reconcile.server_health import PROVEN_AFTER, Health, conditions_of, examine, failing, suspects_hang
-from lora_sidecar.reconcile.state import Phase, ServerState
 
 RULE = ServerHealthConfig()
 UP = ServerState(Phase.UP, since=0.0, last_good=0.0)

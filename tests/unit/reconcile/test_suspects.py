@@ -61,7 +61,7 @@ def test_the_next_listing_decides(life: float) -> None:
 def test_what_was_under_way_at_a_restart_that_nobody_saw_is_suspected(life: float) -> None:
     """In the same life it is a load like any other."""
     world = three()
-    world.under_way = (adapter("gone"), world.desired.adapters["b"])
+    world.in_flight = (adapter("gone"), world.desired.adapters["b"])
     before = world.desired
     world.see(start_time=life)
 

@@ -55,7 +55,7 @@ def test_unknown_neither_counts_nor_clears_a_miss() -> None:
     world.see("b", "c")
     world.miss(Reason.TIMEOUT)
 
-    assert world.work.missed == {"a": 1}
+    assert world.state.missed == {"a": 1}
 
 
 def test_plan_of_an_unknown_keeps_what_is_under_way() -> None:
@@ -65,13 +65,13 @@ def test_plan_of_an_unknown_keeps_what_is_under_way() -> None:
     world.see()
     world.ended("a", failure())
     world.see()
-    attempts, conditions = world.work.attempts, world.work.conditions
+    attempts, conditions = world.state.loads.attempts, world.state.conditions
     world.miss(Reason.SERVER_ERROR)
 
     assert attempts
     assert conditions
-    assert world.work.attempts == attempts
-    assert world.work.conditions == conditions
+    assert world.state.loads.attempts == attempts
+    assert world.state.conditions == conditions
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_only_the_death_of_the_server_accuses_what_was_under_way(reason: Reason,
     """A load that is under way while the server only answers badly has killed nobody."""
     world = World(desired(*EVERY))
     world.see("b", "c")
-    world.under_way = (adapter("a"),)
+    world.in_flight = (adapter("a"),)
     world.miss(reason)
 
     assert {name: one.accused for name, one in world.desired.suspects.items()} == ({"a": True} if accused else {})
@@ -94,5 +94,5 @@ def test_what_an_unknown_shows_is_told() -> None:
     world.ended("a", failure(message="no such file"))
     plan = world.miss(Reason.REFUSED, detail="nobody listens")
 
-    assert [fact.event for fact in plan.facts] == [EventName.SERVER_DOWN, EventName.RESTORE_FAILED]
-    assert plan.facts[0].fields["detail"] == "nobody listens"
+    assert [fact.event for fact in plan.events] == [EventName.SERVER_DOWN, EventName.RESTORE_FAILED]
+    assert plan.events[0].fields["detail"] == "nobody listens"

@@ -6,10 +6,10 @@ from lora_sidecar.config.settings import BackoffConfig, ServerHealthConfig
 from lora_sidecar.core.conditions import Condition, ConditionType
 from lora_sidecar.core.observation import EngineActivity, Reason
 from lora_sidecar.core.outcomes import FailureKind
-from lora_sidecar.reconcile.loads import Now
+from lora_sidecar.reconcile.backoff import Now
+from lora_sidecar.reconcile.outage import Phase, ServerState
 from lora_sidecar.reconcile.server_health import PROVEN_AFTER, Health, examine, failing, suspects_hang
 from lora_sidecar.reconcile.server_health import conditions_of as health_conditions
-from lora_sidecar.reconcile.state import Phase, ServerState
 from tests.support.core import failure
 
 NOW = 1_000.0

@@ -8,7 +8,6 @@ from lora_sidecar.control.requests import withdraw
 from lora_sidecar.core.model import Desired, Paused
 from lora_sidecar.core.observation import BaseModel, Files, Sight
 from lora_sidecar.core.outcomes import Failure, FailureKind
-from lora_sidecar.reconcile.replacement import Rule
 from lora_sidecar.reconcile.state import State
 from lora_sidecar.reconcile.verification import ProbeRecord, Trials
 from lora_sidecar.status.adapters import SERVED, AdapterState, WithdrawnStatus, same_states, states_of, withdrawn_of
@@ -19,7 +18,7 @@ SAFE = "0.32.0"
 
 def state(world: World, name: str, trials: Trials | None = None) -> tuple[str, str, bool]:
     """The state of an adapter, its reason, and whether it is proven."""
-    (one,) = [one for one in states_of(world.desired, world.work, trials or {}) if one.adapter.name == name]
+    (one,) = [one for one in states_of(world.desired, world.state, trials or {}) if one.adapter.name == name]
     return one.state.value, one.reason, one.proven
 
 
@@ -75,7 +74,7 @@ def test_each_bar_has_its_reason() -> None:
     """A name that is taken and another base model are no silent reasons to wait."""
     world = World(desired(adapter("a", base="/models/other"), adapter("base"), listed=frozenset()))
     world.see()
-    assert state(world, "a") == ("parked", "it was learned on another base model, /models/other", False)
+    assert state(world, "a") == ("parked", "it was adopted on another base model, /models/other", False)
     assert state(world, "base")[:2] == ("parked", "its name is that of a served base model")
     world.see(bases=(BaseModel("base", "/models/other"),))
     assert state(world, "a")[:2] == ("missing", "")
@@ -83,7 +82,7 @@ def test_each_bar_has_its_reason() -> None:
 
 def test_a_replacement_is_followed_in_words() -> None:
     """While it is listed from the former path, while it is away, and when it cannot be loaded from the new one."""
-    world = World(policy=rules(retire=Rule("safe")))
+    world = World(policy=rules(replace="safe"))
     world.declare(declared("sql", path="/adapters/new"))
     old = card("sql", "/adapters/old")
     world.see(old, version=SAFE)
@@ -105,7 +104,7 @@ def test_a_replacement_is_followed_in_words() -> None:
 
 def test_a_replacement_that_is_refused_says_why() -> None:
     """The reason of the policy stands beside the path."""
-    world = World(policy=rules(retire=Rule("never")))
+    world = World(policy=rules(replace="never"))
     world.declare(declared("sql", path="/adapters/new"))
     world.see(card("sql", "/adapters/old"), version=SAFE)
     assert state(world, "sql")[:2] == ("replaced", "listed with the path /adapters/old: policy.replace is never")
@@ -150,12 +149,12 @@ def test_every_reason_that_appears_is_noticed() -> None:
     """The states are made anew when anything that they depend on has changed, and only then."""
     world = World(desired(adapter("a"), adapter("b")))
     world.see("a", "b")
-    before: tuple[Desired, State, Trials] = (world.desired, world.work, {})
+    before: tuple[Desired, State, Trials] = (world.desired, world.state, {})
     assert same_states(before, before)
-    assert not same_states(before, (world.desired, world.work, {"a": ProbeRecord("/adapters/a", dead=2)}))
+    assert not same_states(before, (world.desired, world.state, {"a": ProbeRecord("/adapters/a", dead=2)}))
     world.files = {"/adapters/a": Files(Sight.GONE, looks=2, seen_before=True)}
     world.see("a", "b")
-    assert not same_states(before, (world.desired, world.work, {}))
+    assert not same_states(before, (world.desired, world.state, {}))
 
 
 def test_only_what_is_served_lets_a_required_adapter_be_ready() -> None:
