@@ -3,13 +3,15 @@
 Two traps are guarded against. A checksum over the decoded object turns every new field into "corruption" after an
 upgrade; so the sum is over the bytes as they are in the file, and the version is looked at only after it. And a parser
 fed with a damaged file may crash, hang, or quietly read something else; so nothing is parsed before the sum holds, and
-whatever is wrong is a value with a reason, never an exception.
+whatever is wrong is a value with a reason, never an exception. Text that cannot be encoded again is damage, too, and so
+are numbers that other programs cannot hold: they would end the process later, at every start.
 
-`encoding` is the way back. `docs/checkpoint-format.md` is the specification.
+`encode` is the way back. `docs/checkpoint-format.md` is the specification.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -19,12 +21,12 @@ from typing import Any, Literal, NoReturn
 import msgspec
 from msgspec import Struct
 
-from lora_sidecar.checkpoint.digest import sha256
-from lora_sidecar.core.model import Adapter, Desired, Incarnation, Origin, Paused, Suspect, Withdrawn
+from lora_sidecar.checkpoint.stored import StoredCheckpoint, desired_of
+from lora_sidecar.core.model import Desired
 
 Format = Literal["json", "yaml"]
 
-VERSION = 1
+VERSION = 2
 MAX_BYTES = 16 * 1024 * 1024
 
 _MAX_VERSION = 999_999
@@ -36,7 +38,22 @@ _YAML_FIELD = re.compile(r"([a-z_0-9]+):(?: (.+))?")
 
 _Tree = dict[str, Any]
 
-_MIGRATIONS: Mapping[int, Callable[[_Tree], _Tree]] = {}
+
+def _from_1(tree: _Tree) -> _Tree:
+    """Version 2 says adopted and orphaned where version 1 said learned and released."""
+    orphaned = tree.get("released")
+    kept = {name: value for name, value in tree.items() if name != "released"}
+    adapters = [_adopted(one) for one in tree["adapters"]]
+    withdrawn = [{**one, "declared": _adopted(one["declared"])} for one in tree.get("withdrawn", [])]
+    changed = {"adapters": adapters, "orphaned": orphaned} | ({"withdrawn": withdrawn} if withdrawn else {})
+    return kept | changed | {"version": 2}
+
+
+def _adopted(adapter: Any) -> Any:  # noqa: ANN401 - whatever stands there is looked at afterwards
+    return {**adapter, "origin": "adopted"} if adapter and adapter.get("origin") == "learned" else adapter
+
+
+_MIGRATIONS: Mapping[int, Callable[[_Tree], _Tree]] = {1: _from_1}
 """For each old version, the pure step that turns a tree of it into a tree of the next one."""
 
 
@@ -66,60 +83,6 @@ class TooNew(Struct, frozen=True):
         return f"it has version {self.version} and this program reads up to version {VERSION}"
 
 
-class _AdapterV1(Struct, frozen=True, forbid_unknown_fields=True):
-    """An adapter as version 1 stores it: apart from the model's, so that a change there cannot change the file."""
-
-    name: str
-    path: str
-    origin: Origin
-    required: bool
-    priority: int
-    is_3d_lora_weight: bool
-    base: str | None
-    listed_as: str | None = None
-
-
-class _IncarnationV1(Struct, frozen=True, forbid_unknown_fields=True):
-    number: int
-    start_time: float | None
-
-
-class _ReleasedV1(Struct, frozen=True, forbid_unknown_fields=True):
-    name: str
-    path: str
-
-
-class _WithdrawnV1(Struct, frozen=True, forbid_unknown_fields=True):
-    name: str
-    pending: bool
-    declared: _AdapterV1 | None
-
-
-class _PausedV1(Struct, frozen=True, forbid_unknown_fields=True):
-    reason: str
-
-
-class _SuspectV1(Struct, frozen=True, forbid_unknown_fields=True):
-    name: str
-    path: str
-    deaths: int
-    accused: bool
-    files: str
-
-
-class _CheckpointV1(Struct, frozen=True, forbid_unknown_fields=True):
-    version: int
-    generation: int
-    server: str
-    incarnation: _IncarnationV1
-    adapters: list[_AdapterV1]
-    listed: list[str]
-    released: list[_ReleasedV1]
-    withdrawn: list[_WithdrawnV1] = []
-    paused: _PausedV1 | None = None
-    suspects: list[_SuspectV1] = []
-
-
 def decode(data: bytes) -> Checkpoint | Corrupt | TooNew:
     """What a file's bytes say, in either format. Never raises."""
     payload = _payload(data)
@@ -135,12 +98,16 @@ def decode(data: bytes) -> Checkpoint | Corrupt | TooNew:
         while version < VERSION:
             tree = _MIGRATIONS[version](tree)
             version += 1
-        return _checkpoint(msgspec.convert(tree, _CheckpointV1))
+        # A lone surrogate can only have come by an escape; then this raises.
+        msgspec.json.encode(tree)
+        return _checkpoint(msgspec.convert(tree, StoredCheckpoint))
+    except UnicodeEncodeError:
+        return Corrupt("a text in it is no Unicode text: it holds half a character")
     except RecursionError:
         return Corrupt("its values are nested too deeply")
     except UnicodeDecodeError:
         return Corrupt("it is not UTF-8 text")
-    except (ValueError, msgspec.ValidationError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, msgspec.ValidationError) as error:
         # The message may quote a name of any length, with line breaks and lone surrogates in it.
         return Corrupt(f"the checksum holds, but the content does not: {ascii(str(error))[1:-1]:.300}")
 
@@ -162,7 +129,7 @@ def _payload(data: bytes) -> bytes | Corrupt:
     if header is None:
         return Corrupt("its second line holds no checksum")
     payload = data[header.end() :]
-    stated, actual = header[1].decode(), sha256(payload)
+    stated, actual = header[1].decode(), hashlib.sha256(payload).hexdigest()
     if stated != actual:
         return Corrupt(
             f"its checksum is {stated}, but the lines after it have {actual}: cut short, damaged or edited by hand",
@@ -222,11 +189,11 @@ def _repeated(names: Iterable[str]) -> str | None:
     return None
 
 
-def _checkpoint(stored: _CheckpointV1) -> Checkpoint:
+def _checkpoint(stored: StoredCheckpoint) -> Checkpoint:
     for field, names in (
         ("adapters", [adapter.name for adapter in stored.adapters]),
         ("listed", stored.listed),
-        ("released", [released.name for released in stored.released]),
+        ("orphaned", [orphan.name for orphan in stored.orphaned]),
         ("withdrawn", [withdrawn.name for withdrawn in stored.withdrawn]),
         ("suspects", [suspect.name for suspect in stored.suspects]),
     ):
@@ -235,39 +202,6 @@ def _checkpoint(stored: _CheckpointV1) -> Checkpoint:
     both = {adapter.name for adapter in stored.adapters} & {withdrawn.name for withdrawn in stored.withdrawn}
     if both:
         raise ValueError(f"{min(both)!r} is desired and withdrawn")
-    for field, number in (("generation", stored.generation), ("incarnation number", stored.incarnation.number)):
-        if number < 0:
-            raise ValueError(f"the {field} is negative")
-    if any(suspect.deaths < 0 for suspect in stored.suspects):
-        raise ValueError("the deaths of a suspect are negative")
     if stored.incarnation.start_time is not None and not math.isfinite(stored.incarnation.start_time):
         raise ValueError("the start time is not finite")
-    return Checkpoint(
-        generation=stored.generation,
-        server=stored.server,
-        desired=Desired(
-            adapters={adapter.name: _adapter(adapter) for adapter in stored.adapters},
-            incarnation=Incarnation(stored.incarnation.number, stored.incarnation.start_time),
-            listed=frozenset(stored.listed),
-            orphaned={released.name: released.path for released in stored.released},
-            withdrawn={
-                one.name: Withdrawn(None if one.declared is None else _adapter(one.declared), one.pending)
-                for one in stored.withdrawn
-            },
-            paused=None if stored.paused is None else Paused(stored.paused.reason),
-            suspects={s.name: Suspect(s.path, s.deaths, s.accused, s.files) for s in stored.suspects},
-        ),
-    )
-
-
-def _adapter(stored: _AdapterV1) -> Adapter:
-    return Adapter(
-        name=stored.name,
-        path=stored.path,
-        origin=stored.origin,
-        required=stored.required,
-        priority=stored.priority,
-        is_3d_lora_weight=stored.is_3d_lora_weight,
-        base=stored.base,
-        listed_as=stored.listed_as,
-    )
+    return Checkpoint(stored.generation, stored.server, desired_of(stored))

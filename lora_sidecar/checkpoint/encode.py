@@ -1,150 +1,110 @@
-"""A checkpoint's values to bytes, the same for equal values, and quickly where little has changed.
+"""A checkpoint's values to bytes, the same for equal values.
 
-The trap guarded against is a save that costs more than its disk. Of 10,000 adapters each copy of the whole takes longer
-than to write it: most of that is the kernel's, for memory that is new to the process. So long pieces stay apart.
-
-Both formats are the same lines: two for the format and the sum, then one for each field and one for each adapter. Each
-value is JSON, in the YAML file too (which is valid YAML), so aliases, tags and implicit conversions cannot occur.
-`codec` is the way back. `docs/checkpoint-format.md` is the specification.
+The trap guarded against is a file that only this program can read. Both formats are the same lines: two for the format
+and the sum, then one for each field and one for each adapter. Each value is JSON, in the YAML file too (which is valid
+YAML), so aliases, tags and implicit conversions cannot occur. `decode` is the way back, and
+`docs/checkpoint-format.md` is the specification.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
+import re
 from collections.abc import Iterable
-from typing import Any, Final, assert_never
+from typing import Final, assert_never
+
+import msgspec
 
 from lora_sidecar.checkpoint.decode import JSON_START, VERSION, YAML_START, Checkpoint, Format
-from lora_sidecar.checkpoint.digest import sha256
-from lora_sidecar.checkpoint.lines import Lines, dumped
-from lora_sidecar.core.model import Adapter
+from lora_sidecar.checkpoint.stored import (
+    StoredCheckpoint,
+    StoredIncarnation,
+    StoredOrphan,
+    StoredPause,
+    StoredSuspect,
+    StoredWithdrawn,
+    stored_adapter,
+)
 
-_BETWEEN: Final[dict[Format, bytes]] = {"json": b",\n  ", "yaml": b"\n- "}
-"""What stands between the items of a list, and here before each of them."""
-
-LONG: Final = 8 * 1024
-"""Bytes of a piece from which on it is handed out as it is."""
+# Characters that YAML forbids or takes for line breaks, or that make a terminal show another text than the file's. They
+# only ever stand inside strings, where JSON lets them be escaped.
+_ESCAPED: Final = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\ufffe\uffff]")
 
 
 def encode(checkpoint: Checkpoint, format: Format) -> bytes:  # noqa: A002 - the config's own word
-    """The file's bytes."""
-    return b"".join(Encoder(format).pieces(checkpoint))
+    """The file's bytes, which may be more than `MAX_BYTES`, that `decode` refuses.
+
+    A start time that is not finite is stored as unknown. Raises `UnicodeEncodeError` for a lone surrogate, which no
+    reader of names, paths or reasons lets pass.
+    """
+    fields = _fields(_stored(checkpoint))
+    match format:
+        case "json":
+            start = JSON_START + b'"sha256": "%b",\n'
+            payload = b",\n".join(b'"%b": %b' % (name, _json_value(value)) for name, value in fields) + b"\n}\n"
+        case "yaml":
+            start = YAML_START + b"sha256: %b\n"
+            payload = b"".join(b"%b:%b\n" % (name, _yaml_value(value)) for name, value in fields)
+        case _:
+            assert_never(format)
+    payload = _legible(payload)
+    return start % hashlib.sha256(payload).hexdigest().encode() + payload
 
 
-class Encoder:
-    """Makes one server's files, one after another: what has not changed since the last one is not made again."""
-
-    def __init__(self, format: Format) -> None:  # noqa: A002
-        self._format: Format = format
-        self._lines = Lines(_BETWEEN[format])
-
-    def pieces(self, checkpoint: Checkpoint) -> tuple[bytes, ...]:
-        """The file's bytes, piece by piece: together the same for equal checkpoints. Never fails, whatever the names.
-
-        A start time that is not finite is stored as unknown. The result may be larger than `MAX_BYTES`, which `decode`
-        refuses.
-        """
-        fields = _fields(checkpoint, self._lines).items()
-        match self._format:
-            case "json":
-                start = JSON_START + b'"sha256": "%b",\n'
-                every = [p for name, value in fields for p in (b",\n", b'"%b": ' % name.encode(), *_json_value(value))]
-                every = [*every[1:], b"\n}\n"]
-            case "yaml":
-                start = YAML_START + b"sha256: %b\n"
-                every = [p for name, value in fields for p in (name.encode(), b":", *_yaml_value(value), b"\n")]
-            case _:
-                assert_never(self._format)
-        payload = _merged(every)
-        return tuple(_merged([start % sha256(*payload).encode(), *payload]))
-
-
-def _merged(every: Iterable[bytes]) -> list[bytes]:
-    """The same bytes, with short pieces put together."""
-    merged: list[bytes] = []
-    short: list[bytes] = []
-    for piece in every:
-        if len(piece) < LONG:
-            short.append(piece)
-            continue
-        if short:
-            merged.append(b"".join(short))
-            short = []
-        merged.append(piece)
-    return [*merged, b"".join(short)]
-
-
-def _fields(checkpoint: Checkpoint, lines: Lines) -> dict[str, bytes | list[bytes]]:
-    """Each field's value as JSON, or the text of a list's items, each with what stands before it."""
+def _stored(checkpoint: Checkpoint) -> StoredCheckpoint:
     desired = checkpoint.desired
     start_time = desired.incarnation.start_time
     if start_time is not None and not math.isfinite(start_time):
         start_time = None
-    adapters, listed = lines.of(desired.adapters, desired.listed)
-    fields: dict[str, bytes | list[bytes]] = {
-        "version": _dumped(VERSION),
-        "generation": _dumped(checkpoint.generation),
-        "server": _dumped(checkpoint.server),
-        "incarnation": _dumped({"number": desired.incarnation.number, "start_time": start_time}),
-        "adapters": adapters,
-        "listed": listed,
-        "released": lines.text({"name": name, "path": path} for name, path in sorted(desired.orphaned.items())),
-    }
-    if desired.withdrawn:
-        fields["withdrawn"] = lines.text(
-            {
-                "name": name,
-                "pending": one.pending,
-                "declared": None if one.declared is None else _adapter_fields(one.declared),
-            }
+    return StoredCheckpoint(
+        version=VERSION,
+        generation=checkpoint.generation,
+        server=checkpoint.server,
+        incarnation=StoredIncarnation(desired.incarnation.number, start_time),
+        adapters=[stored_adapter(one) for _, one in sorted(desired.adapters.items())],
+        listed=sorted(desired.listed),
+        orphaned=[StoredOrphan(name, path) for name, path in sorted(desired.orphaned.items())],
+        withdrawn=[
+            StoredWithdrawn(name, one.pending, None if one.declared is None else stored_adapter(one.declared))
             for name, one in sorted(desired.withdrawn.items())
-        )
-    if desired.paused is not None:
-        fields["paused"] = _dumped({"reason": desired.paused.reason})
-    if desired.suspects:
-        fields["suspects"] = lines.text(
-            {"name": name, "path": one.path, "deaths": one.deaths, "accused": one.accused, "files": one.files}
+        ],
+        paused=None if desired.paused is None else StoredPause(desired.paused.reason),
+        suspects=[
+            StoredSuspect(name, one.path, one.deaths, one.accused, one.files)
             for name, one in sorted(desired.suspects.items())
-        )
-    return fields
+        ],
+    )
 
 
-def _adapter_fields(adapter: Adapter) -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        "name": adapter.name,
-        "path": adapter.path,
-        "origin": adapter.origin,
-        "required": adapter.required,
-        "priority": adapter.priority,
-        "is_3d_lora_weight": adapter.is_3d_lora_weight,
-        "base": adapter.base,
-    }
-    if adapter.listed_as is not None:
-        fields["listed_as"] = adapter.listed_as
-    return fields
+def _fields(stored: StoredCheckpoint) -> Iterable[tuple[bytes, bytes | list[bytes]]]:
+    """Each field's value as JSON, or the items of a list, each as JSON; what is empty and optional is left out."""
+    optional = {field.name for field in msgspec.structs.fields(stored) if not field.required}
+    for name in stored.__struct_fields__:
+        value = getattr(stored, name)
+        if value or name not in optional:
+            yield name.encode(), [*map(msgspec.json.encode, value)] if isinstance(value, list) else _encode(value)
 
 
-def _dumped(value: object) -> bytes:
-    (line,) = dumped((value,))
-    return line
+def _encode(value: object) -> bytes:
+    return msgspec.json.encode(value)
 
 
-def _json_value(value: bytes | list[bytes]) -> tuple[bytes, ...]:
-    match value:
-        case bytes():
-            return (value,)
-        case []:
-            return (b"[]",)
-        case _:
-            # No comma stands before the first.
-            return (b"[", value[0][1:], *value[1:], b"\n]")
+def _json_value(value: bytes | list[bytes]) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    return b"[\n  " + b",\n  ".join(value) + b"\n]" if value else b"[]"
 
 
-def _yaml_value(value: bytes | list[bytes]) -> tuple[bytes, ...]:
-    match value:
-        case bytes():
-            return (b" ", value)
-        case []:
-            return (b" []",)
-        case _:
-            return tuple(value)
+def _yaml_value(value: bytes | list[bytes]) -> bytes:
+    if isinstance(value, bytes):
+        return b" " + value
+    return b"".join(b"\n- " + one for one in value) if value else b" []"
+
+
+def _legible(payload: bytes) -> bytes:
+    """The same text, with what no file or terminal should hold written otherwise."""
+    text = payload.decode()
+    if text.isascii() and "\x7f" not in text:
+        return payload
+    return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text).encode()

@@ -168,9 +168,9 @@ def _joined(desired: Desired, remembered: Desired) -> Desired:
     What is declared is known already. Where the life of the server is the remembered one, so is what was listed in it.
     """
     gone = desired.orphaned.keys() | desired.withdrawn.keys()
-    learned = {n: a for n, a in remembered.adapters.items() if n not in gone and a.origin is not Origin.DECLARED}
+    adopted = {n: a for n, a in remembered.adapters.items() if n not in gone and a.origin is not Origin.DECLARED}
     withdrawn = {n: w for n, w in remembered.withdrawn.items() if w.declared == desired.adapters.get(n)}
-    adapters = {n: a for n, a in (learned | dict(desired.adapters)).items() if n not in withdrawn}
+    adapters = {n: a for n, a in (adopted | dict(desired.adapters)).items() if n not in withdrawn}
     start_time = desired.incarnation.start_time
     same_life = start_time is not None and start_time == remembered.incarnation.start_time
     return replace(

@@ -19,7 +19,6 @@ import secrets
 import stat
 import threading
 import time
-from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from enum import StrEnum
 from pathlib import Path
@@ -30,7 +29,7 @@ from msgspec import Struct
 
 from lora_sidecar.checkpoint.decode import MAX_BYTES, Checkpoint, Corrupt, Format, TooNew, decode
 from lora_sidecar.checkpoint.disk import Disk, explained, open_lock, read_at, read_path
-from lora_sidecar.checkpoint.encode import Encoder
+from lora_sidecar.checkpoint.encode import encode
 from lora_sidecar.core.errors import CheckpointError, LockHeldError
 
 _KEPT_CORRUPT = 3
@@ -92,7 +91,7 @@ class Store:
         self._stem = stem
         self._current, self._previous = f"{stem}.{format}", f"{stem}.prev.{format}"
         self._other_current, self._other_previous = f"{stem}.{other}", f"{stem}.prev.{other}"
-        self._encoder = Encoder(format)
+        self._format: Format = format
         self._held = ExitStack()
         self._fd: int | None = None
         self._loaded = False
@@ -169,9 +168,9 @@ class Store:
         Raises CheckpointError. The old or the new generation is then in place, whole, and the save is to be repeated.
         """
         directory = self._attached()
-        data = self._encoder.pieces(checkpoint)
+        data = encode(checkpoint, self._format)
         current = self._path(self._current)
-        if sum(map(len, data)) > MAX_BYTES:
+        if len(data) > MAX_BYTES:
             hint = "lower policy.adopt.max, or use shorter adapter names"
             raise CheckpointError("write the checkpoint", current, f"it would be larger than {MAX_BYTES} bytes", hint)
         fresh, kept = (f".{self._stem}.{secrets.token_hex(8)}.tmp" for _ in range(2))
@@ -247,13 +246,12 @@ class Store:
         )
         raise LockHeldError("lock", self._path(name), "another process holds it", hint)
 
-    def _write(self, directory: int, name: str, data: Iterable[bytes]) -> None:
+    def _write(self, directory: int, name: str, data: bytes) -> None:
         file = self._disk.create(directory, name)
         try:
-            for piece in data:
-                rest = memoryview(piece)
-                while rest:
-                    rest = rest[self._disk.write(file, rest) :]
+            rest = memoryview(data)
+            while rest:
+                rest = rest[self._disk.write(file, rest) :]
             self._disk.fsync(file)
         finally:
             os.close(file)
@@ -269,7 +267,7 @@ class Store:
             data = read_at(directory, self._current)
             if not isinstance(data, bytes):
                 return False
-            self._write(directory, name, (data,))
+            self._write(directory, name, data)
         return True
 
     def _retire_other_format(self, directory: int, *, has_kept: bool) -> None:

@@ -60,4 +60,4 @@ def _show(checkpoint: Checkpoint) -> None:
         accused = ", and its last load or probe broke off" if suspect.accused else ""
         print(f"{name!s:{width}}  suspected  the server died {suspect.deaths} x while it was loaded or probed{accused}")
     for name, path in sorted(desired.orphaned.items()):
-        print(f"{name!s:{width}}  released   until it is unloaded  {path}")
+        print(f"{name!s:{width}}  orphaned   until it is unloaded  {path}")

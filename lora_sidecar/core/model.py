@@ -17,7 +17,7 @@ class Origin(StrEnum):
     """Why an adapter is desired."""
 
     DECLARED = "declared"
-    LEARNED = "learned"
+    ADOPTED = "adopted"
     REQUESTED = "requested"
 
 
@@ -25,7 +25,7 @@ class Adapter(Struct, frozen=True):
     """One desired adapter.
 
     `path` is what the server is given as `lora_path`: a folder that both containers see at the same place, or a hub
-    repository id. `base` is the root of the base model under which a learned adapter was seen, else None.
+    repository id. `base` is the root of the base model under which an adopted adapter was seen, else None.
     `is_3d_lora_weight` is vLLM's load field of that name (0.22 and later, mixture-of-experts layouts); a listing does
     not show it, so only a declared adapter can have it. `listed_as` is what a server that resolves symbolic links was
     seen to make of `path`, None where no difference was seen.

@@ -113,7 +113,7 @@ class Preflight:
         learned = self._learned[1] if self._learned is not None and self._learned[0] == incarnation else self._max_rank
         config, base = self._config, self._base_model_config
         # A learned adapter was accepted by the server in the form that it has.
-        pickles = config.allow_pickle or adapter.origin is Origin.LEARNED
+        pickles = config.allow_pickle or adapter.origin is Origin.ADOPTED
         try:
             limits = Limits(learned, pickles, vllm=self._is_vllm)
             look = partial(_inspect, adapter.path, config, base, limits, warm=warm)

@@ -32,7 +32,7 @@ def learn(beat: ListingBeat) -> None:
     desired, rule = beat.desired, beat.policy.rules.adopt
     changed: dict[str, Adapter] = {}
     refused: dict[str, str] = {}
-    adopted = sum(a.origin is Origin.LEARNED for a in desired.adapters.values())
+    adopted = sum(a.origin is Origin.ADOPTED for a in desired.adapters.values())
     for card in beat.seen.adapters:
         known = desired.adapters.get(card.name)
         if known is not None:
@@ -48,7 +48,7 @@ def learn(beat: ListingBeat) -> None:
             refused[card.name] = refusal
             continue
         adopted += 1
-        changed[card.name] = Adapter(card.name, card.path, Origin.LEARNED, base=_base_of(card, beat))
+        changed[card.name] = Adapter(card.name, card.path, Origin.ADOPTED, base=_base_of(card, beat))
         beat.say(EventName.ADAPTER_ADOPTED, adapter=card.name, path=card.path)
     if changed:
         orphaned = {n: p for n, p in desired.orphaned.items() if n not in changed}

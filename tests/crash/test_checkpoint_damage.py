@@ -149,19 +149,19 @@ def test_newer_version_is_moved_aside_and_never_overwritten(tmp_path: Path) -> N
 
 def test_newer_version_alone_leaves_nothing_to_go_on_from(tmp_path: Path) -> None:
     """Where only a newer version's files are there, the start is from nothing."""
-    (tmp_path / "vllm.json").write_bytes(newer(2))
-    (tmp_path / "vllm.prev.json").write_bytes(newer(2))
+    (tmp_path / "vllm.json").write_bytes(newer(3))
+    (tmp_path / "vllm.prev.json").write_bytes(newer(3))
     found = loaded(tmp_path)
 
     assert (found.checkpoint, found.source) == (None, "none")
-    assert names(tmp_path) == {"vllm.newer-2", "vllm.newer-2-2"}
+    assert names(tmp_path) == {"vllm.newer-3", "vllm.newer-3-2"}
 
 
 def test_newer_version_after_one_save_of_it_leaves_our_own_previous_generation(tmp_path: Path) -> None:
     """A newer program that saved once has kept our last generation as its previous one: that is used."""
     saved(tmp_path, 1, 2)
     (tmp_path / "vllm.json").rename(tmp_path / "vllm.prev.json")
-    (tmp_path / "vllm.json").write_bytes(newer(2))
+    (tmp_path / "vllm.json").write_bytes(newer(3))
     found = loaded(tmp_path)
 
     assert (found.checkpoint, found.source) == (a_checkpoint(2), "previous")
@@ -211,7 +211,7 @@ def test_checkpoint_of_another_server_is_not_used(tmp_path: Path) -> None:
     assert names(tmp_path) == {"vllm.corrupt-1"}
 
 
-@pytest.mark.parametrize("server", ["a.prev", "a/../../b", "..", "a.corrupt-1", "é\n", "\ud800", "A", "a%2E"])
+@pytest.mark.parametrize("server", ["a.prev", "a/../../b", "..", "a.corrupt-1", "é\n", "A", "a%2E"])
 def test_servers_never_share_a_file(tmp_path: Path, server: str) -> None:
     """Whatever a server is called, its files are its own and inside the directory."""
     directory = tmp_path / "inside"

@@ -59,7 +59,7 @@ async def test_first_start_adopts_what_is_listed_and_loads_what_is_declared(
     assert list((await api.listed()).items()) == [("learned", "/adapters/learned"), *PATHS.items()]
     desired = remembered(sidecar).desired
     assert {name: adapter.origin for name, adapter in desired.adapters.items()} == {
-        "learned": Origin.LEARNED,
+        "learned": Origin.ADOPTED,
         "one": Origin.DECLARED,
         "two": Origin.DECLARED,
         "three": Origin.DECLARED,

@@ -315,7 +315,7 @@ def test_every_listed_adapter_is_ours_released_or_refused(history: list[Step]) -
         for one in seen.adapters:
             known = plan.desired.adapters.get(one.name)
             assert known is not None or one.name in plan.desired.orphaned
-            if known is not None and known.origin is Origin.LEARNED:
+            if known is not None and known.origin is Origin.ADOPTED:
                 assert same_path(known.path, one.path)
         assert plan.desired.listed <= plan.desired.adapters.keys() | plan.desired.orphaned.keys()
 

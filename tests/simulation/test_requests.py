@@ -198,7 +198,7 @@ async def test_request_that_no_heartbeat_takes_in_changes_nothing(make_pod: PodM
 
 
 @pytest.mark.parametrize(
-    ("path", "origin"), [("/adapters/chat", Origin.REQUESTED), ("/elsewhere/chat", Origin.LEARNED)]
+    ("path", "origin"), [("/adapters/chat", Origin.REQUESTED), ("/elsewhere/chat", Origin.ADOPTED)]
 )
 async def test_loaded_already(make_pod: PodMaker, path: str, origin: Origin) -> None:
     """As vLLM answers, whatever the path; and an adapter that was asked for by its own path is remembered as such."""

@@ -98,7 +98,7 @@ async def test_a_learned_adapter_comes_back_by_its_real_path(make_pod: PodMaker,
         await pod.until_listed("chat")
         await asyncio.sleep(30)
         assert pod.loads() == ["chat"]
-        assert pod.status.desired.adapters["chat"].origin is Origin.LEARNED
+        assert pod.status.desired.adapters["chat"].origin is Origin.ADOPTED
     assert pod.of(EventName.ADAPTER_REPLACED) == []
 
 

@@ -10,18 +10,18 @@ from lora_sidecar.checkpoint.decode import Checkpoint, Format
 from lora_sidecar.core.model import Adapter, Desired, Incarnation, Origin
 
 PAYLOAD: dict[str, Any] = {
-    "version": 1,
+    "version": 2,
     "generation": 1,
     "server": "vllm",
     "incarnation": {"number": 1, "start_time": None},
     "adapters": [],
     "listed": [],
-    "released": [],
+    "orphaned": [],
 }
 ADAPTER: dict[str, Any] = {
     "name": "a",
     "path": "/a",
-    "origin": "learned",
+    "origin": "adopted",
     "required": False,
     "priority": 0,
     "is_3d_lora_weight": False,
@@ -33,7 +33,7 @@ ADAPTER: dict[str, Any] = {
 def a_checkpoint(generation: int, server: str = "vllm") -> Checkpoint:
     """A checkpoint that differs from that of every other generation in its content too."""
     name = f"adapter-{generation}"
-    adapters = {name: Adapter(name, f"/adapters/{generation}", Origin.LEARNED, base="/models/base")}
+    adapters = {name: Adapter(name, f"/adapters/{generation}", Origin.ADOPTED, base="/models/base")}
     return Checkpoint(generation, server, Desired(adapters, Incarnation(1, 1753000000.25), frozenset({name})))
 
 

@@ -49,9 +49,9 @@ def rules(
     return Policy(given, backoff or BackoffConfig(), heartbeat or HeartbeatConfig(), capacity, declares)
 
 
-def adapter(name: str, origin: Origin = Origin.LEARNED, **fields: Any) -> Adapter:
+def adapter(name: str, origin: Origin = Origin.ADOPTED, **fields: Any) -> Adapter:
     """A desired adapter at `/adapters/NAME`; a learned one belongs to the base model."""
-    given = {"path": f"/adapters/{name}", "base": BASE.root if origin is Origin.LEARNED else None} | fields
+    given = {"path": f"/adapters/{name}", "base": BASE.root if origin is Origin.ADOPTED else None} | fields
     return Adapter(name=name, origin=origin, **given)
 
 

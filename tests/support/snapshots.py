@@ -50,7 +50,7 @@ def a_status(
     withdrawn: Iterable[str] = (),
 ) -> ServerStatus:
     """What a watch publishes at `at` of a server that desires `adapters`, of which `listed` are listed."""
-    wanted = {one: Adapter(one, f"/adapters/{one}", Origin.LEARNED, one in set(required)) for one in adapters}
+    wanted = {one: Adapter(one, f"/adapters/{one}", Origin.ADOPTED, one in set(required)) for one in adapters}
     cards = tuple(Listed(one, f"/adapters/{one}", "base") for one in listed)
     last = Observed(at, (BaseModel("base", "/models/base"),), cards, 1.0, runtime_loading=True)
     failure = Failure(FailureKind.ADAPTER, "LoRA rank 64 is greater than max_lora_rank 16", 500)

@@ -23,13 +23,13 @@ def broken(reason: str) -> Corrupt:
     [
         ({"adapters": [ADAPTER, ADAPTER]}, "adapters holds 'a' twice"),
         ({"listed": ["b", "a", "b", "a"]}, "listed holds 'b' twice"),
-        ({"released": [{"name": "a", "path": "/a"}, {"name": "a", "path": "/b"}]}, "released holds 'a' twice"),
+        ({"orphaned": [{"name": "a", "path": "/a"}, {"name": "a", "path": "/b"}]}, "orphaned holds 'a' twice"),
         ({"withdrawn": [WITHDRAWN, WITHDRAWN]}, "withdrawn holds 'a' twice"),
         ({"suspects": [SUSPECT, SUSPECT]}, "suspects holds 'a' twice"),
         ({"adapters": [ADAPTER], "withdrawn": [WITHDRAWN]}, "'a' is desired and withdrawn"),
-        ({"generation": -1}, "the generation is negative"),
-        ({"incarnation": {"number": -1, "start_time": None}}, "the incarnation number is negative"),
-        ({"suspects": [SUSPECT | {"deaths": -1}]}, "the deaths of a suspect are negative"),
+        ({"generation": -1}, "Expected `int` >= 0 - at `$.generation`"),
+        ({"incarnation": {"number": -1, "start_time": None}}, "Expected `int` >= 0 - at `$.incarnation.number`"),
+        ({"suspects": [SUSPECT | {"deaths": -1}]}, "Expected `int` >= 0 - at `$.suspects[0].deaths`"),
     ],
 )
 def test_a_broken_rule_is_named(fields: dict[str, Any], reason: str, format_: Format) -> None:

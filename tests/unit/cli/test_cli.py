@@ -152,7 +152,7 @@ def test_checkpoint_shown(checkpoint: Path, capsys: Captured) -> None:
     for adapter in desired.adapters.values():
         assert any(adapter.name in line and adapter.path in line for line in out.splitlines())
     for name in desired.orphaned:
-        assert any(name in line and "released" in line for line in out.splitlines())
+        assert any(name in line and "orphaned" in line for line in out.splitlines())
 
 
 def test_checkpoint_verified(checkpoint: Path, capsys: Captured) -> None:

@@ -140,7 +140,7 @@ async def test_a_learned_pickle_is_restored(tmp_path: Path) -> None:
     (folder / WEIGHTS).rename(folder / "adapter_model.bin")
     checks = Preflight("vllm", config())
 
-    assert (await checks.inspect(at(folder, Origin.LEARNED), 1)).refusal is None
+    assert (await checks.inspect(at(folder, Origin.ADOPTED), 1)).refusal is None
     assert (await checks.inspect(at(folder), 1)).refusal is not None
 
 
@@ -244,7 +244,7 @@ async def test_without_a_thread_nothing_is_said(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize("path", ["/a\x00b", "/a\nb", "/\ud800", "org/name"])
 async def test_a_path_that_is_none_does_not_reach_the_disk(path: str) -> None:
     """A listing may name any text as a path; nothing fails over it."""
-    strange = Adapter("a", path, Origin.LEARNED)
+    strange = Adapter("a", path, Origin.ADOPTED)
     checks = Preflight("vllm", config())
 
     assert (await checks.inspect(strange, 1)).refusal is None

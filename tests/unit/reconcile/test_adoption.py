@@ -25,7 +25,7 @@ def test_listed_by_someone_else_is_adopted_at_first_sight() -> None:
     world = World()
     world.see("a")
 
-    assert world.desired.adapters == {"a": Adapter("a", "/adapters/a", Origin.LEARNED, base=BASE.root)}
+    assert world.desired.adapters == {"a": Adapter("a", "/adapters/a", Origin.ADOPTED, base=BASE.root)}
     assert world.desired.listed == {"a"}
     assert world.told(EventName.ADAPTER_ADOPTED) == [{"adapter": "a", "path": "/adapters/a"}]
 
@@ -127,7 +127,7 @@ def test_bound_that_was_lowered_forgets_nothing() -> None:
     assert set(world.desired.adapters) == {"a", "b", "c"}
 
 
-@pytest.mark.parametrize("origin", [Origin.LEARNED, Origin.REQUESTED])
+@pytest.mark.parametrize("origin", [Origin.ADOPTED, Origin.REQUESTED])
 def test_listed_with_another_path_is_followed(origin: Origin) -> None:
     """Somebody loaded the name from elsewhere: that is what a restart loses, so that is what is restored."""
     world = World(desired(adapter("a", origin, priority=7)))
@@ -244,7 +244,7 @@ def test_released_is_adopted_once_it_has_left_and_come_back(start_time: float) -
     world.see("a", "b", start_time=start_time)
 
     assert set(world.desired.adapters) == {"a", "b"}
-    assert world.desired.adapters["a"].origin is Origin.LEARNED
+    assert world.desired.adapters["a"].origin is Origin.ADOPTED
 
 
 def test_released_and_listed_with_another_path_is_adopted() -> None:

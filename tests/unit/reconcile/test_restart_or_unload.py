@@ -9,10 +9,10 @@ from lora_sidecar.reconcile.state import Verdict
 from tests.support.core import BORN, World, adapter, desired, rules
 
 REBORN = 200.0
-OTHERS = [Origin.LEARNED, Origin.REQUESTED]
+OTHERS = [Origin.ADOPTED, Origin.REQUESTED]
 
 
-def two(origin: Origin = Origin.LEARNED, start_time: float | None = BORN) -> World:
+def two(origin: Origin = Origin.ADOPTED, start_time: float | None = BORN) -> World:
     """A world in which `a` and `b` are desired and were just seen listed."""
     world = World(desired(adapter("a", origin), adapter("b", origin), start_time=start_time))
     world.see("a", "b", start_time=start_time)
