@@ -133,12 +133,12 @@ class Loader:
         """How many loads may be in flight.
 
         One, until one was accepted: a server that can load nothing, or that is killed by the first adapter, is met with
-        a single load. And one where a restore was cut short by a restart: one of its adapters may kill the engine.
+        a single load. And one while a restore starts slowly: one of its adapters may have killed the engine.
         """
         plan = self._plan
         if plan is None or self._accepted_in != plan.incarnation:
             return 1
-        if plan.state.recovery is not None and plan.state.recovery.restarts > 1:
+        if plan.state.slow_start.is_slow:
             return 1
         if self.concurrency == "auto":
             return _AT_ONCE if self._now() < self._engine.quiet_at + self._trust else 1

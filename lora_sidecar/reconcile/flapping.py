@@ -1,15 +1,12 @@
-"""How fast a restore goes: all that is due at once, or one adapter and then a good heartbeat.
+"""Whether the server keeps restarting, which a person should know.
 
-The trap guarded against is haste where it does harm. A suspect that is loaded amid others kills them with the server
-and makes its neighbours suspects, too; and a server that keeps dying is not helped by a burst of loads at every birth.
+The trap guarded against is a condition that holds nothing back being taken for a rule that does: whatever ends the
+server so often, its adapters are restored each time, and how fast is for `slow_start` to say.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from lora_sidecar.core.conditions import ConditionType
-from lora_sidecar.core.model import Adapter
 from lora_sidecar.reconcile.beat import Evidence, ListingBeat
 
 RESTARTS = 3
@@ -33,31 +30,8 @@ def learn(restarts: Restarts, beat: ListingBeat) -> Restarts:
         recent = (*recent, beat.now)
     if recent:
         beat.settled = False
-    return recent
-
-
-def is_flapping(restarts: Restarts) -> bool:
-    """Whether the server restarted too often lately."""
-    return len(restarts) >= RESTARTS
-
-
-def decide(restarts: Restarts, ordered: Sequence[Adapter], beat: ListingBeat) -> tuple[Adapter, ...]:
-    """What of the due loads may be sent now.
-
-    `ordered` has the most urgent first. Everything above suspicion goes first and at once, unless the server flaps;
-    what is left goes one at a time, each one heartbeat after the last load ended.
-    """
-    slowly = is_flapping(restarts)
-    if slowly:
-        message = f"{len(restarts)} lives of the server began within {WINDOW / 60:g} minutes"
-        hint = "find out why the server dies; meanwhile one adapter is loaded a heartbeat"
+    if len(recent) >= RESTARTS:
+        message = f"it restarted {len(recent)} times within {WINDOW / 60:g} minutes"
+        hint = "find out why the server ends: its log, its memory, its probes"
         beat.raise_condition(ConditionType.SERVER_FLAPPING, message, hint)
-    innocent = tuple(adapter for adapter in ordered if adapter.name not in beat.alone)
-    if innocent and not slowly:
-        return innocent
-    careful = innocent or tuple(ordered)
-    not_before = beat.last_load_ended + beat.policy.heartbeat.interval
-    if careful and not_before > beat.now:
-        beat.wake(not_before)
-        return ()
-    return careful[:1]
+    return recent

@@ -23,6 +23,9 @@ from lora_sidecar.core.text import reasons, shown
 from lora_sidecar.reconcile.backoff import UNTRIED, Attempt, Attempts, delay
 from lora_sidecar.reconcile.beat import Beat, ListingBeat
 
+_ASLEEP_PAUSE = 1.0
+"""Seconds between two heartbeats while loads wait for an engine that sleeps."""
+
 _NOT_LISTED = Failure(FailureKind.NOT_LISTED, "the server accepted the load and does not list the adapter")
 
 
@@ -239,6 +242,9 @@ def ready(state: Loads, beat: ListingBeat) -> list[Adapter]:
     loadable = beat.loadable
     if not loadable or beat.seen.runtime_loading is False:
         return []
+    if state.deferred is not None:
+        # Nothing tells when an engine wakes up, and its requests for adapters fail until they are back.
+        beat.wake(beat.now + _ASLEEP_PAUSE)
     if state.backoff is not None and state.backoff.until > beat.now:
         beat.wake(state.backoff.until)
         return []

@@ -31,6 +31,7 @@ from lora_sidecar.reconcile import (
     recovery,
     replacement,
     resolved_paths,
+    slow_start,
     unloads,
 )
 from lora_sidecar.reconcile.backoff import Now
@@ -96,6 +97,7 @@ def _learn(state: State, beat: ListingBeat) -> State:
     """What the listing says to each rule, before it is known who is missing."""
     poison.mark_in_flight(beat, beat.in_flight if beat.restarted else ())
     restarts = flapping.learn(state.restarts, beat)
+    start = slow_start.learn(state.slow_start, state.loads.ended_at, beat)
     incarnation.learn(beat)
     ended = loads.learn(state.loads, beat)
     resolved_paths.learn(beat)
@@ -114,6 +116,7 @@ def _learn(state: State, beat: ListingBeat) -> State:
         unloads=told,
         poison=suspects,
         restarts=restarts,
+        slow_start=start,
         replacements=replacements,
         capacity=room,
         missed=missed,
@@ -134,7 +137,7 @@ def _decide(state: State, beat: ListingBeat) -> Plan:
     paused = beat.desired.paused is not None
     ready = () if paused else loads.ready(state.loads, beat)
     ordered = capacity.in_order(ready, beat)
-    restores = flapping.decide(state.restarts, ordered, beat)
+    start, restores = slow_start.decide(state.slow_start, ordered, beat)
     restores = tuple(replacement.source(adapter, replacements) for adapter in restores)
     for one in retires:
         beat.unload.pop(one.name, None)
@@ -148,6 +151,7 @@ def _decide(state: State, beat: ListingBeat) -> Plan:
         last=beat.seen,
         loads=ended,
         unloads=told,
+        slow_start=start,
         replacements=replacements,
         unreadable=unreadable,
         blocked=beat.blocked,

@@ -110,6 +110,8 @@ def _conclude(recovery: Recovery | None, beat: ListingBeat) -> Recovery | None:
 
 def _why(name: str, beat: ListingBeat) -> str:
     """Why a lost adapter is not back, empty while it may still come."""
+    if any(adapter.name == name for adapter in beat.in_flight):
+        return ""
     if name in beat.blocked:
         return beat.blocked[name].why
     attempt = beat.attempts.get(name)

@@ -26,6 +26,7 @@ from lora_sidecar.reconcile.poison import Timers
 from lora_sidecar.reconcile.policy import Policy
 from lora_sidecar.reconcile.recovery import Recovery
 from lora_sidecar.reconcile.replacement import Replacements, Retire
+from lora_sidecar.reconcile.slow_start import SlowStart
 
 
 class Settled(Struct, frozen=True):
@@ -52,6 +53,7 @@ class State(Struct, frozen=True):
     replacements: Replacements = Replacements()
     poison: Timers = {}
     restarts: Restarts = ()
+    slow_start: SlowStart = SlowStart()
     capacity: Capacity = Capacity()
     missed: Mapping[str, int] = {}
     unreadable: Mapping[str, str] = {}

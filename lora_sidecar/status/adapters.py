@@ -16,7 +16,6 @@ from lora_sidecar.core.outcomes import FailureKind
 from lora_sidecar.core.paths import is_listed_path
 from lora_sidecar.reconcile.backoff import Attempt
 from lora_sidecar.reconcile.beat import BlockReason
-from lora_sidecar.reconcile.flapping import is_flapping
 from lora_sidecar.reconcile.outage import Phase
 from lora_sidecar.reconcile.poison import died
 from lora_sidecar.reconcile.replacement import Replacement, ReplacementPhase
@@ -159,9 +158,9 @@ def _missing(adapter: Adapter, desired: Desired, state: State) -> tuple[AdapterS
         return AdapterState.MISSING, f"{suspicion}; it is loaded last and alone"
     if name in state.missed:
         return AdapterState.MISSING, "the next listing tells whether it was unloaded"
-    return AdapterState.MISSING, "the server keeps dying: one is loaded a heartbeat" if is_flapping(
-        state.restarts
-    ) else ""
+    if state.slow_start.is_slow:
+        return AdapterState.MISSING, "the server may have died of a load: the restore starts slowly"
+    return AdapterState.MISSING, ""
 
 
 def _suspicion(suspect: Suspect | None) -> str:
@@ -212,6 +211,6 @@ def _what_shows(desired: Desired, state: State, trials: Trials) -> tuple[object,
         state.server.phase,
         None if last is None else (last.adapters, last.runtime_loading),
         (state.loads.attempts, state.loads.backoff, state.loads.deferred),
-        (state.blocked, state.unreadable, state.missed, state.restarts),
+        (state.blocked, state.unreadable, state.missed, state.slow_start),
         (state.capacity.evicted, state.replacements),
     )

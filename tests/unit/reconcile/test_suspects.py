@@ -7,6 +7,7 @@ from lora_sidecar.core.events import EventName
 from lora_sidecar.core.model import Suspect
 from lora_sidecar.core.observation import Reason
 from lora_sidecar.core.outcomes import Accepted, FailureKind
+from lora_sidecar.reconcile.slow_start import PAUSE
 from tests.support.core import World, adapter, declared, desired, failure
 
 BROKEN_OFF = failure(FailureKind.AMBIGUOUS, "reset")
@@ -84,18 +85,20 @@ def test_suspects_wait_for_everyone_else() -> None:
     """A suspect is no part of the plan while anybody else is due, and is alone in it afterwards."""
     world = three()
     died_loading(world, "a", 200.0)
-    assert world.restores == ["b", "c"]
+    assert world.restores == ["b"]
     world.ended("b", late=0.1)
+    world.see("b", start_time=200.0, after=1.1)
+    assert world.restores == ["c"]
     world.ended("c", late=0.2)
     world.see("b", "c", start_time=200.0, after=1.0)
     assert world.restores == []
-    assert world.plan.wake_at == pytest.approx(world.now - 1.0 + 0.2 + 5.0)
-    world.see("b", "c", start_time=200.0, after=4.3)
+    assert world.plan.wake_at == pytest.approx(world.now - 1.0 + 0.2 + PAUSE)
+    world.see("b", "c", start_time=200.0, after=0.3)
     assert world.restores == ["a"]
 
 
 def test_two_suspects_are_never_in_one_round() -> None:
-    """Between two suspects lies a heartbeat, so that the second is not blamed for the first."""
+    """Between two suspects lies a listing that confirms the first, so that the second is not blamed for it."""
     world = World(desired(*map(adapter, "ab")))
     world.desired = desired(*map(adapter, "ab"), listed=frozenset())
     world.see()
@@ -103,9 +106,9 @@ def test_two_suspects_are_never_in_one_round() -> None:
     died_loading(world, "b", 300.0)
     assert world.restores == ["a"]
     world.ended("a", Accepted(), late=0.0)
-    world.see("a", start_time=300.0, after=4.0)
+    world.see("a", start_time=300.0, after=0.9)
     assert world.restores == []
-    world.see("a", start_time=300.0, after=1.0)
+    world.see("a", start_time=300.0, after=0.1)
     assert world.restores == ["b"]
 
 
