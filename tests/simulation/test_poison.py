@@ -9,6 +9,7 @@ import pytest
 from lora_sidecar.core.conditions import ConditionType
 from lora_sidecar.core.events import EventName
 from lora_sidecar.reconcile.outage import Phase
+from lora_sidecar.reconcile.slow_start import PAUSE
 from lora_sidecar.status.adapters import AdapterState
 from lora_sidecar.status.board import adapters_of
 from tests.fakes.vllm import FakeConfig
@@ -62,8 +63,8 @@ async def test_a_poison_among_twenty_kills_the_server_twice_at_most(make_pod: Po
         kubelet.cancel()
 
 
-async def test_a_suspect_is_loaded_last_and_after_a_good_heartbeat(make_pod: PodMaker) -> None:
-    """In the second life everyone else is listed a heartbeat before the suspect is sent, so that it dies alone."""
+async def test_a_suspect_is_loaded_last_and_after_a_good_listing(make_pod: PodMaker) -> None:
+    """In the second life everyone else is listed a second before the suspect is sent, so that it dies alone."""
     deaths: list[float] = []
     async with make_pod(TWENTY, server=DEADLY) as pod:
         kubelet = asyncio.create_task(restarted_whenever_it_dies(pod, deaths))
@@ -77,7 +78,7 @@ async def test_a_suspect_is_loaded_last_and_after_a_good_heartbeat(make_pod: Pod
         await pod.until(lambda: len(deaths) == 2, 30)
         assert suspects.isdisjoint(pod.loads()[:-1])
         assert pod.loads()[-1] == POISON
-        assert round(deaths[1] - restored, 6) >= 5.0
+        assert round(deaths[1] - restored, 6) >= PAUSE
         kubelet.cancel()
 
 
@@ -155,8 +156,8 @@ async def test_a_suspect_that_stays_listed_is_cleared(make_pod: PodMaker) -> Non
         assert pod.status.desired.suspects == {}
 
 
-async def test_three_lives_in_ten_minutes_slow_the_restore_down(make_pod: PodMaker) -> None:
-    """A server that dies for reasons of its own is given one adapter a heartbeat, until it has held for ten minutes."""
+async def test_three_lives_in_ten_minutes_are_told_and_slow_nothing_down(make_pod: PodMaker) -> None:
+    """A server that dies for reasons of its own is restored as quickly each time, and a person is told of it."""
     names = NAMES[:6]
     adapters = "adapters: [" + ", ".join(f"{{name: {name}, path: /adapters/{name}}}" for name in names) + "]"
     async with make_pod(adapters) as pod:
@@ -167,7 +168,7 @@ async def test_three_lives_in_ten_minutes_slow_the_restore_down(make_pod: PodMak
         await asyncio.sleep(30)
         assert ConditionType.SERVER_FLAPPING not in conditions(pod)
         await pod.server.restart()
-        assert await pod.until_listed(*names, within=60) == pytest.approx(27.5, abs=4)
+        assert await pod.until_listed(*names) < 6
         assert ConditionType.SERVER_FLAPPING in conditions(pod)
         await asyncio.sleep(610)
         assert ConditionType.SERVER_FLAPPING not in conditions(pod)

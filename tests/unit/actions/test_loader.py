@@ -15,7 +15,7 @@ from lora_sidecar.core.outcomes import Accepted, Answer, Failure, FailureKind, P
 from lora_sidecar.engines.base import unlimited
 from lora_sidecar.files.peft import Finding
 from lora_sidecar.files.preflight import Inspection, Preflight
-from lora_sidecar.reconcile.recovery import Recovery
+from lora_sidecar.reconcile.slow_start import SlowStart
 from lora_sidecar.reconcile.state import Plan, State, Verdict
 from tests.support.core import adapter, desired
 
@@ -98,10 +98,10 @@ class Slow:
         """See `Engine`."""
 
 
-def plan(names: Iterable[str], number: int = 1, at: float = 0.0, restarts: int = 1) -> Plan:
+def plan(names: Iterable[str], number: int = 1, at: float = 0.0, batch: int | None = None) -> Plan:
     """A plan that restores these adapters in this order."""
     known = desired(*map(adapter, names), number=number)
-    work = State(recovery=Recovery(0.0, "refused", restarts=restarts))
+    work = State(slow_start=SlowStart(batch))
     assert known.incarnation == Incarnation(number, known.incarnation.start_time)
     return Plan(known, work, Verdict.RESTORING, tuple(known.adapters.values()), observed_at=at)
 
@@ -231,11 +231,11 @@ async def test_nothing_beside_the_first_load() -> None:
     assert names_of(engine) == NAMES[:1]
 
 
-async def test_one_at_a_time_after_a_restore_that_was_cut_short() -> None:
-    """A second restart within one recovery may be an adapter's doing: the next death should name one alone."""
+async def test_one_at_a_time_while_a_restore_starts_slowly() -> None:
+    """The server may have died of an adapter: the next death should name one alone."""
     engine = Slow()
     async with restoring(engine) as (restorer, finished):
-        restorer.offer(plan(NAMES, restarts=2))
+        restorer.offer(plan(NAMES, batch=8))
         await finished.wait()
     assert engine.most == 1
 
