@@ -257,11 +257,11 @@ class OpsConfig(Struct, frozen=True):
     bind: Annotated[
         str,
         Key(
-            "host:port or [v6]:port to listen on; port 0 lets the kernel choose.",
+            "host:port or [v6]:port to listen on, :port for every address; port 0 lets the kernel choose.",
             Text(values.bind_address, values.BIND_PATTERN, 300),
             restart=True,
         ),
-    ] = "0.0.0.0:9400"
+    ] = ":9400"
 
 
 class ControlConfig(Struct, frozen=True):

@@ -30,7 +30,7 @@ ABSOLUTE_PATTERN = "^/"
 ADAPTER_PATH_PATTERN = "^(/|[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$)"
 TRIMMED_PATTERN = r"^\S(.*\S)?$"
 URL_PATTERN = "^([Hh][Tt][Tt][Pp][Ss]?|[Uu][Nn][Ii][Xx])://[^?#]+$"
-BIND_PATTERN = r"^([^:\[\]]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$"
+BIND_PATTERN = r"^([^:\[\]]*|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$"
 
 _HOST_LABEL = r"[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
 _HOST = re.compile(rf"{_HOST_LABEL}(\.{_HOST_LABEL})*\.?")
@@ -107,12 +107,17 @@ def regular_expression(text: str) -> str | Fault:
 
 
 def split_bind(text: str) -> tuple[str, int] | Fault:
-    """Return the host (an IPv6 address without its brackets) and port of `host:port`; port 0 lets the kernel choose."""
+    """Return the host (an IPv6 address without its brackets) and port of `host:port`; port 0 lets the kernel choose.
+
+    The host is empty for every address, IPv4 and IPv6: that is how asyncio and the sockets below it want it.
+    """
     host, colon, port = text.rpartition(":")
-    if not colon or not host:
-        return Fault("must be host:port", "write 0.0.0.0:9400 for every address, 127.0.0.1:9400 for this pod only")
+    if not colon:
+        return Fault("must be host:port", "write :9400 for every address, 127.0.0.1:9400 for this pod only")
     if not re.fullmatch("[0-9]{1,5}", port) or int(port) > _HIGHEST_PORT:
         return Fault(f"must end with a port from 0 to {_HIGHEST_PORT}")
+    if not host:
+        return host, int(port)
     if host.startswith("[") and host.endswith("]"):
         return (host[1:-1], int(port)) if _is_ipv6(host[1:-1]) else Fault("has no IPv6 address between the brackets")
     if ":" in host:
@@ -128,6 +133,17 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def reachable(host: str) -> str:
+    """Return the host at which what listens on `host` is reached from here: loopback where it listens everywhere."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host or "127.0.0.1"
+    if not address.is_unspecified:
+        return host
+    return "::1" if isinstance(address, ipaddress.IPv6Address) else "127.0.0.1"
 
 
 def bind_address(text: str) -> str | Fault:

@@ -135,7 +135,7 @@ def test_defaults_are_the_published_numbers() -> None:
         ),
         preflight=PreflightConfig(enabled=True, timeout=10.0, allow_pickle=False, roots=()),
         checkpoint=CheckpointConfig(directory="/var/lib/lora-sidecar", format="json", timeout=5.0),
-        ops=OpsConfig(bind="0.0.0.0:9400"),
+        ops=OpsConfig(bind=":9400"),
         log=LogConfig(level="info", format="auto"),
     )
     assert config.restore.timeout == 300.0
@@ -544,8 +544,8 @@ def test_duration_is_written_in_its_largest_units() -> None:
         ("checkpoint: {directory: data}", "checkpoint.directory", "must be an absolute path"),
         ("checkpoint: {format: toml}", "checkpoint.format", "must be one of json, yaml"),
         ("ops: {bind: 9400}", "ops.bind", "is read by YAML as the number 9400"),
-        ("ops: {bind: ':9400'}", "ops.bind", "write 0.0.0.0:9400 for every address"),
-        ("ops: {bind: localhost}", "ops.bind", "must be host:port"),
+        ("ops: {bind: localhost}", "ops.bind", "must be host:port (write :9400 for every address"),
+        ("ops: {bind: ':'}", "ops.bind", "must end with a port"),
         ("ops: {bind: 'h:65536'}", "ops.bind", "must end with a port from 0 to 65535"),
         ("ops: {bind: '::1:9400'}", "ops.bind", "IPv6 address without brackets"),
         ("ops: {bind: '[1.2.3.4]:9400'}", "ops.bind", "no IPv6 address between the brackets"),

@@ -147,6 +147,7 @@ def test_a_url_is_taken_apart_from_the_left(url: str, read_as: str | Fault) -> N
         ("::1", True),
         ("0.0.0.0", False),
         ("::", False),
+        ("", False),
         ("localhosts", False),
         ("LOCALHOST", False),
     ],
@@ -160,6 +161,8 @@ def test_who_reaches_an_address_is_known(host: str, inside: bool) -> None:
     ("text", "split"),
     [
         ("h:0", ("h", 0)),
+        (":9400", ("", 9400)),
+        ("0.0.0.0:9400", ("0.0.0.0", 9400)),
         ("h:65535", ("h", 65535)),
         ("[::1]:80", ("::1", 80)),
         ("a.b.:1", ("a.b.", 1)),
