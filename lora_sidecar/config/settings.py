@@ -109,7 +109,7 @@ class AdoptConfig(Struct, frozen=True):
     names: Annotated[
         str | None,
         Key(
-            "Adopt only names that this regular expression matches as a whole; null: any name.",
+            "Adopt only names that this regular expression (RE2) matches as a whole; null: any name.",
             Text(values.regular_expression, longest=256),
         ),
     ] = None

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from lora_sidecar.config.settings import MAX_PROBLEMS, Config, json_schema, parse, restart_needed
-from lora_sidecar.config.values import duration, format_duration
+from lora_sidecar.config.values import duration, format_duration, matches, regular_expression
 from lora_sidecar.core.errors import ConfigError
 from tests.support.paths import ROOT
 
@@ -142,6 +142,24 @@ def test_any_value_at_any_key(data: st.DataObject) -> None:
 def test_hostile_file_is_refused_soon(data: bytes) -> None:
     """A file that is made to be slow costs no more than its size."""
     assert isinstance(outcome(data), ConfigError)
+
+
+PATTERN = st.lists(
+    st.sampled_from(["a", "b", "é", ".", "(", ")", "[ab]", "[^a]", "*", "+", "?", "{2}", "{3,}", "{0,40}", "|", r"\w"]),
+    min_size=1,
+    max_size=40,
+).map("".join)
+NAME = st.lists(st.sampled_from(["a", "b", "é", "aaaa", "ab" * 20]), max_size=60).map("".join).filter(bool)
+
+
+@settings(max_examples=400, deadline=2000)
+@given(PATTERN, NAME)
+@example("(a+)+b", "a" * 256)
+@example("(a|a)*b", "a" * 256)
+def test_no_name_keeps_a_pattern_busy(pattern: str, name: str) -> None:
+    """A pattern that is accepted decides on any name at once, whoever chose the name."""
+    if regular_expression(pattern) == pattern:
+        matches(pattern, name[:256])
 
 
 def test_thousand_adapters_are_read() -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ from lora_sidecar.config.values import (
     absolute_path,
     bind_address,
     is_loopback,
-    regular_expression,
     server_url,
     split_bind,
 )
@@ -215,23 +213,6 @@ def test_an_absolute_path_loses_only_the_slash_at_its_end(written: str, read: st
 def test_a_url_keeps_what_is_its_own(written: str, read: str) -> None:
     """Letters at its end, ports, and dots in names."""
     assert server_url(written) == read
-
-
-def test_a_doubtful_expression_is_refused_whatever_warnings_are_shown() -> None:
-    """By default Python shows them to nobody."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = regular_expression("[[a]")
-
-    assert found == Fault("is not a regular expression: Possible nested set at position 1")
-
-
-def test_the_words_about_an_expression_are_bounded() -> None:
-    """They may repeat the expression."""
-    found = regular_expression(f"(?P={'a' * 200})")
-
-    assert isinstance(found, Fault)
-    assert len(found.rule) == len("is not a regular expression: ") + 120
 
 
 def test_a_text_is_shown_without_anything_that_a_terminal_would_act_on() -> None:
