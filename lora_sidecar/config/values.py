@@ -4,16 +4,19 @@ Guards against values that are well formed for a library and wrong for this prog
 would reach the log, a path relative to a working directory that is not the server's, a bare `5` of unknown unit, and
 a regular expression that a name chosen by a client keeps busy for ever. Each reader returns the value, cleaned, or the
 `Fault` that a person can act on. None of them touches a file.
+
+The types at the end are what a key is annotated with: `pattern` and lengths are what a JSON Schema can say, `read` is
+the whole rule. A `secret` text is never repeated in a message, since people put the key where its file's name belongs.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Final
+from typing import Annotated, Final
 
 import re2
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 
 class Fault(Struct, frozen=True):
@@ -235,3 +238,25 @@ def _is_ipv6(text: str) -> bool:
     except ValueError:
         return False
     return "%" not in text
+
+
+Text = Annotated[str, Meta(min_length=1, max_length=4096, pattern=TRIMMED_PATTERN)]
+Name = Annotated[str, Meta(min_length=1, max_length=256, pattern=TRIMMED_PATTERN)]
+NamePattern = Annotated[
+    str, Meta(min_length=1, max_length=256, pattern=TRIMMED_PATTERN, extra={"read": regular_expression})
+]
+Label = Annotated[str, Meta(min_length=1, max_length=63, pattern=LABEL_PATTERN, extra={"read": label})]
+AbsolutePath = Annotated[
+    str, Meta(min_length=1, max_length=4096, pattern=ABSOLUTE_PATTERN, extra={"read": absolute_path})
+]
+SecretPath = Annotated[
+    str,
+    Meta(min_length=1, max_length=4096, pattern=ABSOLUTE_PATTERN, extra={"read": absolute_path, "secret": True}),
+]
+AdapterPath = Annotated[
+    str, Meta(min_length=1, max_length=4096, pattern=ADAPTER_PATH_PATTERN, extra={"read": adapter_path})
+]
+ServerUrl = Annotated[
+    str, Meta(min_length=1, max_length=2048, pattern=URL_PATTERN, extra={"read": server_url, "secret": True})
+]
+BindAddress = Annotated[str, Meta(min_length=1, max_length=300, pattern=BIND_PATTERN, extra={"read": bind_address})]

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 
 from msgspec.structs import replace
 
-from lora_sidecar.config.settings import AdapterConfig, AdoptConfig
+from lora_sidecar.config.inventory import AdapterConfig
+from lora_sidecar.config.settings import AdoptConfig
 from lora_sidecar.config.values import matches
 from lora_sidecar.core.events import Event, EventName, info, warning
 from lora_sidecar.core.model import Adapter, Desired, Origin, Withdrawn

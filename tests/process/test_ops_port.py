@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from lora_sidecar.config.settings import OpsConfig
+from lora_sidecar.config.process import OpsConfig
 from tests.process.conftest import NewSidecar, StartVllm
 from tests.support.servers import RunningServer, free_port
 from tests.support.sidecar import Sidecar, eventually

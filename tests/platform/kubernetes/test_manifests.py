@@ -6,7 +6,8 @@ import jsonschema
 import pytest
 import yaml
 
-from lora_sidecar.config.settings import Config, parse
+from lora_sidecar.config.load import parse
+from lora_sidecar.config.settings import Config
 from tests.platform.kubernetes.rendering import (
     MANIFESTS,
     VERSIONS,
