@@ -18,7 +18,7 @@ from benchmarks import memory, pods
 from benchmarks.figures import Figures, median
 from lora_sidecar.checkpoint.manager import CheckpointManager
 from lora_sidecar.checkpoint.store import Store
-from lora_sidecar.config.settings import parse
+from lora_sidecar.config.load import parse
 from lora_sidecar.controller import Clock, ServerController
 from lora_sidecar.core.events import Event
 from lora_sidecar.engines.vllm import Vllm

@@ -21,7 +21,8 @@ from lora_sidecar.api.metrics import Metrics
 from lora_sidecar.api.ops import OpsServer
 from lora_sidecar.checkpoint.manager import CheckpointManager
 from lora_sidecar.checkpoint.store import Store
-from lora_sidecar.config.settings import Config, ServerConfig
+from lora_sidecar.config.inventory import ServerConfig
+from lora_sidecar.config.settings import Config
 from lora_sidecar.control.queue import RequestQueue
 from lora_sidecar.controller import Clock, ServerController
 from lora_sidecar.core.errors import LockHeldError, SidecarError

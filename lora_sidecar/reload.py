@@ -13,8 +13,9 @@ import hashlib
 from collections.abc import Callable
 from typing import Final
 
-from lora_sidecar.config.load import read
-from lora_sidecar.config.settings import Config, parse, restart_needed
+from lora_sidecar.config.changes import restart_needed
+from lora_sidecar.config.load import parse, read
+from lora_sidecar.config.settings import Config
 from lora_sidecar.core.conditions import Condition, ConditionType, transitions
 from lora_sidecar.core.errors import ConfigError
 from lora_sidecar.core.events import EventName, info, warning

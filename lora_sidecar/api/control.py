@@ -25,7 +25,7 @@ from lora_sidecar.api.control_bodies import InvalidBodyError
 from lora_sidecar.api.listener import Listener
 from lora_sidecar.api.state import paused, state
 from lora_sidecar.api.token import Token
-from lora_sidecar.config.settings import ControlConfig
+from lora_sidecar.config.process import ControlConfig
 from lora_sidecar.control.queue import RequestQueue
 from lora_sidecar.control.requests import Answer, Pause, Request, Resume
 from lora_sidecar.log import dates

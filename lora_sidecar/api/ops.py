@@ -21,7 +21,7 @@ from lora_sidecar.api.page.timeline import read_window
 from lora_sidecar.api.query import BadQueryError, read_query
 from lora_sidecar.api.serverz import serverz
 from lora_sidecar.api.status import document, encoded
-from lora_sidecar.config.settings import OpsConfig
+from lora_sidecar.config.process import OpsConfig
 from lora_sidecar.config.values import Fault, split_bind
 from lora_sidecar.core.conditions import ConditionType
 from lora_sidecar.core.errors import SidecarError

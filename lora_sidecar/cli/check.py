@@ -20,7 +20,8 @@ from msgspec.structs import replace
 from lora_sidecar.checkpoint.decode import Checkpoint, decode
 from lora_sidecar.checkpoint.disk import explained
 from lora_sidecar.checkpoint.store import read_file
-from lora_sidecar.config.settings import Config, ServerConfig
+from lora_sidecar.config.inventory import ServerConfig
+from lora_sidecar.config.settings import Config
 from lora_sidecar.core.conditions import ConditionType
 from lora_sidecar.core.errors import CheckpointError, SidecarError
 from lora_sidecar.core.events import Event

@@ -21,7 +21,7 @@ from urllib.parse import quote, urlsplit
 from msgspec import Struct
 
 from lora_sidecar.config.settings import Config
-from lora_sidecar.config.values import Fault, split_bind
+from lora_sidecar.config.values import Fault, reachable, split_bind
 
 REFUSED: Final = 1
 UNAVAILABLE: Final = 69
@@ -48,7 +48,7 @@ class Target(Struct, frozen=True):
         if isinstance(address, Fault):
             raise TypeError(f"control.bind was accepted and is {address.rule}")
         host, port = address
-        here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        here = reachable(host)
         shown = f"[{here}]" if ":" in here else here
         return Target(f"http://{shown}:{port}", config.control.token_file, config.restore.timeout)
 

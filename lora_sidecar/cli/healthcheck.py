@@ -7,12 +7,11 @@ port, asked on loopback where that is any address, and through no proxy.
 from __future__ import annotations
 
 import http.client
-import ipaddress
 from typing import Final
 
 from msgspec import Struct
 
-from lora_sidecar.config.values import Fault, split_bind
+from lora_sidecar.config.values import Fault, reachable, split_bind
 
 TIMEOUT_SECONDS: Final = 4.0
 """Docker waits 5 s in the image's HEALTHCHECK: the reason must be told before that."""
@@ -35,7 +34,7 @@ def ask(bind: str) -> Health:
         case (_, 0):
             return Health(alive=False, text=f"ops.bind {bind}: the kernel chooses the port, which is not known here")
         case (host, port):
-            return _ask(_reachable(host), port)
+            return _ask(reachable(host), port)
 
 
 def _ask(host: str, port: int) -> Health:
@@ -49,14 +48,3 @@ def _ask(host: str, port: int) -> Health:
     finally:
         connection.close()
     return Health(alive=reply.status == http.client.OK, text=text)
-
-
-def _reachable(host: str) -> str:
-    """The loopback address where `host` means every address; else the host itself."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host
-    if not address.is_unspecified:
-        return host
-    return "127.0.0.1" if address.version == 4 else "::1"  # noqa: PLR2004 - the version of IP

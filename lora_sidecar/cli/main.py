@@ -20,8 +20,10 @@ from types import FrameType
 from typing import Final, NoReturn
 
 from lora_sidecar import __version__
-from lora_sidecar.config.load import read
-from lora_sidecar.config.settings import Config, OpsConfig, json_schema, parse
+from lora_sidecar.config.load import parse, read
+from lora_sidecar.config.process import OpsConfig
+from lora_sidecar.config.reference import example, json_schema
+from lora_sidecar.config.settings import Config
 from lora_sidecar.core.errors import ConfigError
 from lora_sidecar.lean import without_openssl, without_system_certificates
 
@@ -51,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _ask(options)
         case "schema":
             return _schema()
+        case "config":
+            return _config(options)
         case "checkpoint":
             return _checkpoint(options.action, options.file)
         case "healthcheck":
@@ -70,6 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--config-only", action="store_true", help="look at the file alone, at no server and no folder")
     _add_questions(commands)
     commands.add_parser("schema", help="print the JSON Schema of the config")
+    config = commands.add_parser("config", help="write a config")
+    writing = config.add_subparsers(dest="action", required=True, parser_class=_Parser)
+    writing.add_parser("example", help="print every key with its default and its meaning")
     checkpoint = commands.add_parser("checkpoint", help="look at a checkpoint file")
     checkpoint.add_argument("action", choices=["show", "verify"])
     checkpoint.add_argument("file", help="the checkpoint's path")
@@ -192,6 +199,15 @@ def _print_problems(error: ConfigError) -> None:
 def _schema() -> int:
     print(json.dumps(json_schema(), indent=2))
     return 0
+
+
+def _config(options: argparse.Namespace) -> int:
+    match options.action:
+        case "example":
+            print(example(), end="")
+            return 0
+        case _:
+            raise AssertionError(options.action)
 
 
 def _checkpoint(action: str, path: str) -> int:

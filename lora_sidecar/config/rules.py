@@ -12,7 +12,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from lora_sidecar.config.reading import Found, Reading
+from lora_sidecar.config.reader import Found, Reading
 from lora_sidecar.config.values import Fault, format_duration, is_loopback, split_bind
 
 _ROUNDING = 1e-9  # of sums of durations
@@ -76,6 +76,7 @@ def _server_names(reading: Reading) -> _Faults:
     names = [found.value for _, found in _column(reading, "servers", "name")]
     if not names or len(names) != len(reading.entries("servers")):
         return
+    known = f"the servers are {', '.join(names)}"  # one text for all objections: it may be long, and they many
     for adapter in reading.entries("adapters"):
         listing = f"adapters[{adapter}].servers"
         seen: set[str] = set()
@@ -84,7 +85,7 @@ def _server_names(reading: Reading) -> _Faults:
             if found is None:
                 continue
             if found.value not in names:
-                yield found.line, path, Fault("is not the name of a server", f"the servers are {', '.join(names)}")
+                yield found.line, path, Fault("is not the name of a server", known)
             elif found.value in seen:
                 yield found.line, path, Fault("is named twice")
             seen.add(found.value)

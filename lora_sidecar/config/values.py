@@ -1,17 +1,22 @@
 """The small languages inside a config: durations, urls, addresses, paths, names.
 
 Guards against values that are well formed for a library and wrong for this program: a url with a password that
-would reach the log, a path relative to a working directory that is not the server's, a bare `5` of unknown unit.
-Each reader returns the value, cleaned, or the `Fault` that a person can act on. None of them touches a file.
+would reach the log, a path relative to a working directory that is not the server's, a bare `5` of unknown unit, and
+a regular expression that a name chosen by a client keeps busy for ever. Each reader returns the value, cleaned, or the
+`Fault` that a person can act on. None of them touches a file.
+
+The types at the end are what a key is annotated with: `pattern` and lengths are what a JSON Schema can say, `read` is
+the whole rule. A `secret` text is never repeated in a message, since people put the key where its file's name belongs.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
-import warnings
+from typing import Annotated, Final
 
-from msgspec import Struct
+import re2
+from msgspec import Meta, Struct
 
 
 class Fault(Struct, frozen=True):
@@ -30,7 +35,7 @@ ABSOLUTE_PATTERN = "^/"
 ADAPTER_PATH_PATTERN = "^(/|[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$)"
 TRIMMED_PATTERN = r"^\S(.*\S)?$"
 URL_PATTERN = "^([Hh][Tt][Tt][Pp][Ss]?|[Uu][Nn][Ii][Xx])://[^?#]+$"
-BIND_PATTERN = r"^([^:\[\]]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$"
+BIND_PATTERN = r"^([^:\[\]]*|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$"
 
 _HOST_LABEL = r"[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
 _HOST = re.compile(rf"{_HOST_LABEL}(\.{_HOST_LABEL})*\.?")
@@ -39,6 +44,10 @@ _LONGEST_HOST = 253
 _LONGEST_SOCKET_PATH = 107
 _HIGHEST_PORT = 65535
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+
+_RE2: Final = re2.Options()
+_RE2.log_errors = False  # it would write to stderr by itself
+_RE2.max_mem = 256 * 1024  # bytes for one expression: 256 characters of a name then take 30 ms at the very worst
 
 
 def duration(text: str) -> float | Fault:
@@ -94,25 +103,39 @@ def adapter_path(text: str) -> str | Fault:
 
 
 def regular_expression(text: str) -> str | Fault:
-    """Return a regular expression that compiles without a doubt about its meaning."""
+    """Return a regular expression that `matches` can match."""
+    if re.search(r"\{,|\{[0-9,]{9}", text):
+        return Fault(
+            "has {,n} or a number of digits that RE2 would take as plain text", "write {0,n}, with n up to 1000"
+        )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            re.compile(text)
-    except (re.error, Warning, OverflowError) as error:
-        return Fault(f"is not a regular expression: {str(error)[:120]}")
-    except RecursionError:
-        return Fault("is not a regular expression: nested too deeply")
+        re2.compile(text, _RE2)
+    except re2.error as error:
+        rule = f"is not a regular expression in RE2's syntax: {error.args[0].decode(errors='replace')[:120]}"
+        return Fault(rule, "look-around and references back are not in it" if "perl operator" in rule else "")
     return text
 
 
+def matches(pattern: str, name: str) -> bool:
+    """Whether a pattern that `regular_expression` returned matches the whole name.
+
+    Clients choose names, so the time is linear in the name: Python's `re` can take for ever over 40 characters.
+    """
+    return re2.compile(pattern, _RE2).fullmatch(name) is not None
+
+
 def split_bind(text: str) -> tuple[str, int] | Fault:
-    """Return the host (an IPv6 address without its brackets) and port of `host:port`; port 0 lets the kernel choose."""
+    """Return the host (an IPv6 address without its brackets) and port of `host:port`; port 0 lets the kernel choose.
+
+    The host is empty for every address, IPv4 and IPv6: that is how asyncio and the sockets below it want it.
+    """
     host, colon, port = text.rpartition(":")
-    if not colon or not host:
-        return Fault("must be host:port", "write 0.0.0.0:9400 for every address, 127.0.0.1:9400 for this pod only")
+    if not colon:
+        return Fault("must be host:port", "write :9400 for every address, 127.0.0.1:9400 for this pod only")
     if not re.fullmatch("[0-9]{1,5}", port) or int(port) > _HIGHEST_PORT:
         return Fault(f"must end with a port from 0 to {_HIGHEST_PORT}")
+    if not host:
+        return host, int(port)
     if host.startswith("[") and host.endswith("]"):
         return (host[1:-1], int(port)) if _is_ipv6(host[1:-1]) else Fault("has no IPv6 address between the brackets")
     if ":" in host:
@@ -128,6 +151,17 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def reachable(host: str) -> str:
+    """Return the host at which what listens on `host` is reached from here: loopback where it listens everywhere."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host or "127.0.0.1"
+    if not address.is_unspecified:
+        return host
+    return "::1" if isinstance(address, ipaddress.IPv6Address) else "127.0.0.1"
 
 
 def bind_address(text: str) -> str | Fault:
@@ -204,3 +238,25 @@ def _is_ipv6(text: str) -> bool:
     except ValueError:
         return False
     return "%" not in text
+
+
+Text = Annotated[str, Meta(min_length=1, max_length=4096, pattern=TRIMMED_PATTERN)]
+Name = Annotated[str, Meta(min_length=1, max_length=256, pattern=TRIMMED_PATTERN)]
+NamePattern = Annotated[
+    str, Meta(min_length=1, max_length=256, pattern=TRIMMED_PATTERN, extra={"read": regular_expression})
+]
+Label = Annotated[str, Meta(min_length=1, max_length=63, pattern=LABEL_PATTERN, extra={"read": label})]
+AbsolutePath = Annotated[
+    str, Meta(min_length=1, max_length=4096, pattern=ABSOLUTE_PATTERN, extra={"read": absolute_path})
+]
+SecretPath = Annotated[
+    str,
+    Meta(min_length=1, max_length=4096, pattern=ABSOLUTE_PATTERN, extra={"read": absolute_path, "secret": True}),
+]
+AdapterPath = Annotated[
+    str, Meta(min_length=1, max_length=4096, pattern=ADAPTER_PATH_PATTERN, extra={"read": adapter_path})
+]
+ServerUrl = Annotated[
+    str, Meta(min_length=1, max_length=2048, pattern=URL_PATTERN, extra={"read": server_url, "secret": True})
+]
+BindAddress = Annotated[str, Meta(min_length=1, max_length=300, pattern=BIND_PATTERN, extra={"read": bind_address})]

@@ -12,7 +12,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from lora_sidecar.config.settings import Config, ServerConfig
+from lora_sidecar.config.inventory import ServerConfig
+from lora_sidecar.config.settings import Config
 from lora_sidecar.core.events import Event, EventName, info
 from lora_sidecar.core.model import Adapter
 from lora_sidecar.core.observation import EngineActivity, Observation, Observed, Reason

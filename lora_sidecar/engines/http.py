@@ -19,7 +19,7 @@ import aiohttp
 from msgspec import Struct
 
 from lora_sidecar import __version__
-from lora_sidecar.config.settings import ServerConfig, TlsConfig
+from lora_sidecar.config.inventory import ServerConfig, TlsConfig
 from lora_sidecar.core.errors import SidecarError
 from lora_sidecar.core.observation import Reason
 from lora_sidecar.engines.sockets import outgoing

@@ -17,7 +17,8 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from lora_sidecar.config.settings import Config, ServerConfig
+from lora_sidecar.config.inventory import ServerConfig
+from lora_sidecar.config.settings import Config
 from lora_sidecar.core.model import Adapter
 from lora_sidecar.core.observation import EngineActivity, Observation, Observed, Reason
 from lora_sidecar.core.outcomes import (

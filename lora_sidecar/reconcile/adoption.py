@@ -7,11 +7,11 @@ adoption goes by rule, and an adopted adapter that somebody loaded from elsewher
 from __future__ import annotations
 
 import posixpath
-import re
 
 from msgspec.structs import replace
 
 from lora_sidecar.config.settings import AdoptConfig
+from lora_sidecar.config.values import matches
 from lora_sidecar.core.conditions import ConditionType
 from lora_sidecar.core.events import EventName
 from lora_sidecar.core.model import Adapter, Origin
@@ -83,12 +83,12 @@ def _refusal(card: Listed, rule: AdoptConfig) -> str:
         return "policy.adopt.enabled is false"
     if card.path in _NO_PATH:
         return "the server names no path that it could be loaded from again"
-    # Before any pattern is tried on it: clients may choose the name, and a long one could take a pattern for ever.
+    # Before the pattern is tried on it: clients may choose the name, and matching takes as long as it is long.
     if not 0 < len(card.name) <= NAME_LIMIT or not card.name.isprintable():
         return f"its name is empty, has control characters or more than {NAME_LIMIT} characters"
     if len(card.path) > PATH_LIMIT or not card.path.isprintable():
         return f"its path has control characters or more than {PATH_LIMIT} characters"
-    if rule.names is not None and re.fullmatch(rule.names, card.name) is None:
+    if rule.names is not None and not matches(rule.names, card.name):
         return "its name does not match policy.adopt.names"
     if rule.roots and not any(_under(card.path, root) for root in rule.roots):
         return "its path is under none of policy.adopt.roots"

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from msgspec.structs import replace
 
-from lora_sidecar.config.settings import AdapterConfig
+from lora_sidecar.config.inventory import AdapterConfig
 from lora_sidecar.core.events import Event, EventName, info
 from lora_sidecar.core.model import Adapter, Desired, Origin, Withdrawn
 

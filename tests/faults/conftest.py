@@ -11,7 +11,8 @@ import pytest_asyncio
 
 from lora_sidecar.checkpoint.manager import CheckpointManager
 from lora_sidecar.checkpoint.store import Store
-from lora_sidecar.config.settings import Config, parse
+from lora_sidecar.config.load import parse
+from lora_sidecar.config.settings import Config
 from lora_sidecar.controller import Clock, ServerController
 from lora_sidecar.core.events import Event
 from lora_sidecar.engines.vllm import Vllm

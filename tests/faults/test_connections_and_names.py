@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lora_sidecar.config.settings import parse
+from lora_sidecar.config.load import parse
 from lora_sidecar.controller import ServerController
 from lora_sidecar.core.model import Adapter, Origin
 from lora_sidecar.core.observation import Observed, Reason, Unknown

@@ -33,7 +33,7 @@ def _config(folder: Path, bind: str) -> Path:
     return file
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1", "localhost", "[::]"])
+@pytest.mark.parametrize("host", ["", "0.0.0.0", "127.0.0.1", "localhost", "[::]"])
 async def test_alive(new_sidecar: NewSidecar, vllm: RunningServer, host: str) -> None:
     """A sidecar that lives is found wherever its ops port listens, and through no proxy."""
     sidecar = new_sidecar(vllm.url, ops={"bind": f"{host}:{free_port()}"})

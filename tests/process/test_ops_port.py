@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from lora_sidecar.config.process import OpsConfig
 from tests.process.conftest import NewSidecar, StartVllm
 from tests.support.servers import RunningServer, free_port
 from tests.support.sidecar import Sidecar, eventually
@@ -236,3 +237,16 @@ async def test_ipv6(new_sidecar: NewSidecar, vllm: RunningServer) -> None:
 
     await eventually(look, "/livez answers on ::1")
     assert loaded["ops"] == [f"[::1]:{port}"]
+
+
+async def test_both_families(new_sidecar: NewSidecar, vllm: RunningServer) -> None:
+    """By default it listens for IPv4 and IPv6: in a pod that has one of them alone, the kubelet's probes arrive."""
+    port = free_port()
+    sidecar = new_sidecar(vllm.url, ops={"bind": OpsConfig().bind.replace("9400", str(port))})
+    await sidecar.start()
+    await sidecar.beats()
+
+    async with aiohttp.ClientSession() as session:
+        for host in ("127.0.0.1", "[::1]"):
+            async with session.get(f"http://{host}:{port}/livez") as reply:
+                assert reply.status == 200

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_sidecar.config.settings import AdapterConfig
+from lora_sidecar.config.inventory import AdapterConfig
 from lora_sidecar.control.requests import Load, Pause, Request, Resume, Unload, receive, retract
 from lora_sidecar.core.model import Desired, Origin
 from lora_sidecar.core.observation import Observation

@@ -14,7 +14,8 @@ from msgspec import Struct
 
 from lora_sidecar.checkpoint.manager import CheckpointManager
 from lora_sidecar.checkpoint.store import Store
-from lora_sidecar.config.settings import Config, parse
+from lora_sidecar.config.load import parse
+from lora_sidecar.config.settings import Config
 from lora_sidecar.controller import Clock, ServerController
 from lora_sidecar.core.events import Event, EventName
 from lora_sidecar.engines.base import Engine

@@ -15,7 +15,7 @@ from random import Random
 
 from msgspec import Struct
 
-from lora_sidecar.config.settings import ServerConfig
+from lora_sidecar.config.inventory import ServerConfig
 from lora_sidecar.core.observation import Reason
 from lora_sidecar.engines.connection import LivenessConnection
 from lora_sidecar.engines.http import Reply, RequestError, Transport

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from lora_sidecar.config.settings import Config, parse
+from lora_sidecar.config.load import parse
+from lora_sidecar.config.settings import Config
 from lora_sidecar.core.conditions import ConditionType
 from lora_sidecar.core.events import EventName
 from lora_sidecar.reconcile.outage import Phase

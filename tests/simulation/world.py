@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 from msgspec import Struct
 
 from lora_sidecar.checkpoint.manager import CheckpointManager
-from lora_sidecar.config.settings import Config, parse
+from lora_sidecar.config.load import parse
+from lora_sidecar.config.settings import Config
 from lora_sidecar.controller import Clock, ServerController
 from lora_sidecar.core.events import Event, Level
 from lora_sidecar.core.model import Adapter

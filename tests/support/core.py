@@ -6,7 +6,8 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from lora_sidecar.config.settings import AdapterConfig, AdoptConfig, BackoffConfig, HeartbeatConfig, PolicyConfig
+from lora_sidecar.config.inventory import AdapterConfig
+from lora_sidecar.config.settings import AdoptConfig, BackoffConfig, HeartbeatConfig, PolicyConfig
 from lora_sidecar.core.conditions import Condition, ConditionType
 from lora_sidecar.core.events import Event, EventName
 from lora_sidecar.core.model import Adapter, Desired, Incarnation, Origin

@@ -6,7 +6,8 @@ import jsonschema
 import pytest
 import yaml
 
-from lora_sidecar.config.settings import Config, parse
+from lora_sidecar.config.load import parse
+from lora_sidecar.config.settings import Config
 from tests.platform.kubernetes.rendering import (
     MANIFESTS,
     VERSIONS,
@@ -107,7 +108,7 @@ def test_the_config_in_it(source: str) -> None:
 
     assert isinstance(config, Config)
     port = named(named(pod["initContainers"], "lora-sidecar")["ports"], "lora-sidecar")["containerPort"]
-    assert config.ops.bind == f"0.0.0.0:{port}"
+    assert config.ops.bind == f":{port}"
     (vllm,) = [c for c in pod["containers"] if c["name"].startswith("vllm")]
     assert config.servers[0].url.endswith(f":{vllm['ports'][0]['containerPort']}")
     assert {"name": "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "value": "True"} in vllm["env"]

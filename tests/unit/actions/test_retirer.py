@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from lora_sidecar.actions.retirer import Retirer
-from lora_sidecar.config.settings import parse
+from lora_sidecar.config.load import parse
 from lora_sidecar.core.outcomes import Accepted
 from lora_sidecar.files.preflight import Preflight
 from lora_sidecar.reconcile.replacement import Retire

@@ -14,7 +14,8 @@ import pytest
 from lora_sidecar.api.control import ControlServer
 from lora_sidecar.checkpoint.manager import CheckpointManager
 from lora_sidecar.checkpoint.store import Store
-from lora_sidecar.config.settings import ControlConfig, parse
+from lora_sidecar.config.load import parse
+from lora_sidecar.config.process import ControlConfig
 from lora_sidecar.controller import Clock, ServerController
 from lora_sidecar.engines.vllm import Vllm
 from lora_sidecar.status.board import Board

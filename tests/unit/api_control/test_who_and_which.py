@@ -9,7 +9,7 @@ import pytest
 
 from lora_sidecar.api import token
 from lora_sidecar.api.control import ControlServer
-from lora_sidecar.config.settings import ControlConfig
+from lora_sidecar.config.process import ControlConfig
 from lora_sidecar.core.errors import SidecarError
 from tests.support.http_client import Api
 from tests.support.sidecar import eventually

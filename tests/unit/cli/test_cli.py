@@ -49,6 +49,8 @@ def usage(*arguments: str) -> int:
         ("checkpoint",),
         ("checkpoint", "show"),
         ("checkpoint", "x", "y"),
+        ("config",),
+        ("config", "wish"),
     ],
 )
 def test_wrong_usage(arguments: tuple[str, ...], capsys: Captured) -> None:
@@ -131,6 +133,14 @@ def test_schema(capsys: Captured) -> None:
     schema = json.loads(capsys.readouterr().out)
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert "servers" in schema["properties"]
+
+
+def test_example(config: Path, capsys: Captured) -> None:
+    """The example is a sound config as it is printed: it can be redirected into a file and changed there."""
+    assert main(["config", "example"]) == 0
+
+    config.write_text(capsys.readouterr().out)
+    assert main(["check", "--config-only", "--config", str(config)]) == 0
 
 
 @pytest.fixture

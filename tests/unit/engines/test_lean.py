@@ -5,7 +5,7 @@ import ssl
 import subprocess
 import sys
 
-from lora_sidecar.config.settings import ServerConfig
+from lora_sidecar.config.inventory import ServerConfig
 from lora_sidecar.engines.http import Transport
 from lora_sidecar.lean import without_openssl, without_system_certificates
 

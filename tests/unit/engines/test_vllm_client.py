@@ -16,7 +16,7 @@ from aiohttp.client_reqrep import ConnectionKey
 from aioresponses import aioresponses
 from yarl import URL
 
-from lora_sidecar.config.settings import parse
+from lora_sidecar.config.load import parse
 from lora_sidecar.core.model import Adapter, Origin
 from lora_sidecar.core.observation import Observed
 from lora_sidecar.core.outcomes import Accepted, Failure, FailureKind, LoadDeferred, SleepState

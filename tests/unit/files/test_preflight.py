@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from lora_sidecar.config.settings import Config, parse
+from lora_sidecar.config.load import parse
+from lora_sidecar.config.settings import Config
 from lora_sidecar.core.model import Adapter, Origin
 from lora_sidecar.core.observation import Files, Sight
 from lora_sidecar.core.outcomes import Failure, FailureKind
