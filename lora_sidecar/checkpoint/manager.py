@@ -13,8 +13,9 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from lora_sidecar.checkpoint.aside import RejectedFile
 from lora_sidecar.checkpoint.decode import Checkpoint
-from lora_sidecar.checkpoint.store import Loaded, RejectedFile, Store
+from lora_sidecar.checkpoint.store import Loaded, Store
 from lora_sidecar.core.conditions import Condition, ConditionType
 from lora_sidecar.core.errors import CheckpointError, LockHeldError
 from lora_sidecar.core.events import Event, EventName, Level, info, warning

@@ -14,46 +14,24 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import secrets
 import stat
 import threading
 import time
 from contextlib import ExitStack, suppress
-from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
 from msgspec import Struct
 
+from lora_sidecar.checkpoint.aside import Aside, RejectedFile, RejectedKind, names_like
 from lora_sidecar.checkpoint.decode import MAX_BYTES, Checkpoint, Corrupt, Format, TooNew, decode
 from lora_sidecar.checkpoint.disk import Disk, explained, open_lock, read_at, read_path
 from lora_sidecar.checkpoint.encode import encode
 from lora_sidecar.core.errors import CheckpointError, LockHeldError
 
-_KEPT_CORRUPT = 3
 _LOCK_PAUSE = 0.05
-
-
-class RejectedKind(StrEnum):
-    """Why a file that stood in the place of a checkpoint was not used."""
-
-    CORRUPT = "corrupt"
-    FOREIGN = "foreign"
-    """It is the checkpoint of a server with another name."""
-    NEWER = "newer"
-    """A newer version of this program wrote it."""
-
-
-class RejectedFile(Struct, frozen=True):
-    """A file that was not used. `moved_to` is where it is now, None where it could not be moved."""
-
-    kind: RejectedKind
-    file: str
-    moved_to: str | None
-    reason: str
-    hint: str = ""
 
 
 class Loaded(Struct, frozen=True):
@@ -92,6 +70,7 @@ class Store:
         self._current, self._previous = f"{stem}.{format}", f"{stem}.prev.{format}"
         self._other_current, self._other_previous = f"{stem}.{other}", f"{stem}.prev.{other}"
         self._format: Format = format
+        self._aside = Aside(self._disk, directory, stem)
         self._held = ExitStack()
         self._fd: int | None = None
         self._loaded = False
@@ -117,7 +96,7 @@ class Store:
             with explained("lock", self._path(lock), self.directory):
                 self._lock(file, lock, wait)
             self._held, self._fd = stack.pop_all(), directory
-        for name in self._names(rf"\.{self._stem}\.[0-9a-f]{{16}}\.tmp"):
+        for name in names_like(rf"\.{self._stem}\.[0-9a-f]{{16}}\.tmp", directory, self.directory):
             # A leftover only costs space, so a directory that refuses is no reason to stop.
             with suppress(OSError):
                 self._disk.unlink(directory, name)
@@ -142,11 +121,11 @@ class Store:
                     found.append(_Found(checkpoint, current, name in {self._current, self._previous}))
                 case Checkpoint(server=server):
                     reason, hint = f"it belongs to the server {server!r}", "give each server a name of its own"
-                    notes.append(self._quarantine(RejectedKind.FOREIGN, name, reason, hint))
+                    notes.append(self._aside.quarantine(directory, RejectedKind.FOREIGN, name, reason, hint))
                 case Corrupt(reason, hint):
-                    notes.append(self._quarantine(RejectedKind.CORRUPT, name, reason, hint))
+                    notes.append(self._aside.quarantine(directory, RejectedKind.CORRUPT, name, reason, hint))
                 case TooNew(version) as newer:
-                    notes.append(self._keep_newer(name, version, newer.reason))
+                    notes.append(self._aside.keep_newer(directory, name, version, newer.reason))
         self._loaded = self._was_loaded = True
         if not found:
             return Loaded(None, "none", tuple(notes))
@@ -199,13 +178,6 @@ class Store:
 
     def _path(self, name: str) -> str:
         return str(Path(self.directory) / name)
-
-    def _names(self, pattern: str) -> list[str]:
-        with (
-            explained("list the checkpoint directory", self.directory, self.directory),
-            os.scandir(self._opened()) as all_,
-        ):
-            return [entry.name for entry in all_ if re.fullmatch(pattern, entry.name)]
 
     def _opened(self) -> int:
         if self._fd is None:
@@ -280,41 +252,6 @@ class Store:
         if has_kept:
             with suppress(OSError):
                 self._disk.unlink(directory, self._other_previous)
-
-    def _quarantine(self, kind: RejectedKind, name: str, reason: str, hint: str) -> RejectedFile:
-        """Move a file aside as `corrupt-N`, and drop all such files but the newest three."""
-        prefix = f"{self._stem}.corrupt-"
-        numbers = sorted(int(old.removeprefix(prefix)) for old in self._names(rf"{self._stem}\.corrupt-[0-9]{{1,9}}"))
-        numbers.append(numbers[-1] + 1 if numbers else 1)
-        target = f"{prefix}{numbers[-1]}"
-        try:
-            self._move_aside(name, target)
-        except OSError as error:
-            return RejectedFile(
-                kind, self._path(name), None, f"{reason}; and it could not be moved: {error.strerror}", hint
-            )
-        for number in numbers[:-_KEPT_CORRUPT]:
-            with suppress(OSError):
-                self._disk.unlink(self._opened(), f"{prefix}{number}")
-        return RejectedFile(kind, self._path(name), self._path(target), reason, hint)
-
-    def _keep_newer(self, name: str, version: int, reason: str) -> RejectedFile:
-        """Move a newer version's file aside to a name that is free; such a file is never dropped."""
-        taken = self._names(rf"{self._stem}\.newer-.*")
-        target = first = f"{self._stem}.newer-{version}"
-        number = 1
-        while target in taken:
-            number += 1
-            target = f"{first}-{number}"
-        with explained("move aside the newer checkpoint", self._path(name), self.directory):
-            self._move_aside(name, target)
-        hint = f"to use it again, go back to the newer lora-sidecar and rename it to {name}"
-        return RejectedFile(RejectedKind.NEWER, self._path(name), self._path(target), reason, hint)
-
-    def _move_aside(self, name: str, target: str) -> None:
-        self._disk.rename(self._opened(), name, target)
-        # Before anything takes its place: a power loss must not keep only the later of the two renames.
-        self._disk.fsync_directory(self._opened())
 
 
 def read_file(path: str) -> bytes:

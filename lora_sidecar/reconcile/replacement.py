@@ -11,10 +11,9 @@ emptied by mistake: nothing is pruned by one that declares no adapter at all.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Literal, assert_never
+from typing import assert_never
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -27,6 +26,7 @@ from lora_sidecar.core.paths import is_listed_path, same_path
 from lora_sidecar.core.text import printable, reasons
 from lora_sidecar.reconcile.backoff import Attempt, Attempts
 from lora_sidecar.reconcile.beat import Beat, ListingBeat
+from lora_sidecar.reconcile.prefix_cache import refusal
 
 
 class ReplacementPhase(StrEnum):
@@ -82,42 +82,6 @@ _UNDER_WAY = frozenset({ReplacementPhase.UNLOADING, ReplacementPhase.LOADING, Re
 _PAUSED = "it waits: loads and unloads are paused"
 
 _PRUNE_SHOWN = 20
-
-
-def refusal(policy: Literal["never", "safe", "always"], version: str | None) -> str:
-    """Why a loaded adapter must not be replaced by another path, empty if it may."""
-    match policy:
-        case "never":
-            return "policy.replace is never"
-        case "always":
-            return ""
-        case "safe":
-            keyed = keys_by_path(version)
-            if keyed is None:
-                return "the server tells no version that is known: what the former weights computed might be used on"
-            if not keyed:
-                return (
-                    f"vLLM {version} keys its prefix cache by name: what the former weights computed would be used on"
-                )
-            return ""
-        case _:
-            assert_never(policy)
-
-
-def keys_by_path(version: str | None) -> bool | None:
-    """Whether this vLLM tells an adapter loaded anew from its namesake in the prefix cache; None if that is not known.
-
-    To 0.11.0 it does by a number that is new with each load, from 0.31 on by the path (source of 0.7 to 0.33).
-    """
-    match = re.match(r"(\d+)\.(\d+)\.(\d+)(\S*)", version or "")
-    if match is None:
-        return None
-    release = (int(match[1]), int(match[2]), int(match[3]))
-    if release < (0, 7, 0):
-        return None
-    if release == (0, 31, 0) and re.match(r"\.?(a|b|rc|dev)", match[4]):
-        return False
-    return release < (0, 11, 1) or release >= (0, 31, 0)
 
 
 def record_outcomes(state: Replacements, beat: Beat) -> Replacements:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from lora_sidecar.checkpoint.aside import RejectedKind
 from lora_sidecar.checkpoint.decode import Format, decode
 from lora_sidecar.checkpoint.encode import encode
-from lora_sidecar.checkpoint.store import Loaded, RejectedKind, Store, read_file
+from lora_sidecar.checkpoint.store import Loaded, Store, read_file
 from lora_sidecar.core.errors import CheckpointError
 from tests.support.checkpoints import a_checkpoint, sealed_tree
 from tests.support.disks import FailingDisk, Steps

@@ -9,7 +9,7 @@ from lora_sidecar.core.conditions import ConditionType
 from lora_sidecar.core.events import EventName
 from lora_sidecar.core.model import Paused
 from lora_sidecar.core.outcomes import FailureKind
-from lora_sidecar.reconcile.replacement import keys_by_path, refusal
+from lora_sidecar.reconcile.prefix_cache import keys_by_path, refusal
 from tests.support.core import BORN, World, card, declared, failure, rules
 
 SAFE = "0.32.0"
