@@ -314,5 +314,5 @@ async def test_what_is_being_loaded_is_read_for_that_alone(
         assert {Path(path).name for path in places} == paths.keys()
         await pod.server.restart()
         await asyncio.sleep(12)
-        assert pod.status.work.restoring
+        assert pod.status.work.loads.restoring
         assert pod.watch.watcher._places == places

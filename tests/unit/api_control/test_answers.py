@@ -240,7 +240,7 @@ async def test_adapters_are_told_with_state_origin_and_since(api: Api, guarded: 
 
     assert {name: (one["origin"], one["path"], one["state"], one["reason"]) for name, one in found.items()} == {
         "chat": ("requested", "/a", "listed", ""),
-        "learned": ("learned", "/adapters/learned", "listed", ""),
+        "learned": ("adopted", "/adapters/learned", "listed", ""),
     }
     assert found["chat"]["since"].startswith("20")
     (server,) = state["servers"]
