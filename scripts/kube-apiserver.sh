@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A real kube-apiserver 1.20.2 with etcd on loopback, without a cluster, for the tests marked `kube`.
 #
-#     scripts/kube-apiserver.sh build FOLDER          builds it once: about five minutes of one core, 700 MB meanwhile
+#     scripts/kube-apiserver.sh build FOLDER          builds it once: about five minutes of CPU, 2 GB meanwhile
 #     scripts/kube-apiserver.sh prepare FOLDER STATE  makes STATE: certificates, ports, and what starts the two servers
 #     scripts/kube-apiserver.sh start FOLDER STATE    the same, and runs both until Ctrl-C; `export KUBECONFIG=STATE/kubeconfig`
 #
@@ -54,7 +54,7 @@ build() { # FOLDER
         return
     fi
     for program in apt-get dpkg-deb flock make; do
-        command -v "$program" >/dev/null || fail 69 "build kube-apiserver: this machine has no $program (Debian or Ubuntu, with make)"
+        command -v "$program" >/dev/null || fail 69 "build kube-apiserver: this machine has no $program (it takes Debian with make)"
     done
     if [ -e "$folder" ] && [ ! -f "$folder/kube-apiserver" ] && [ -n "$(ls -A "$folder")" ]; then
         fail 73 "build kube-apiserver in $folder: the folder holds something else (give an empty or a new one)"
@@ -112,10 +112,85 @@ build() { # FOLDER
     echo "done: $folder"
 }
 
+free_ports() { # COUNT
+    "${PYTHON:-python3}" - "$1" <<'END'
+import socket, sys
+
+held = [socket.create_server(("127.0.0.1", 0)) for _ in range(int(sys.argv[1]))]
+print(*(one.getsockname()[1] for one in held))
+END
+}
+
+certificates() { # FOLDER
+    local key=(-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes)
+    cd "$1"
+    openssl req -x509 "${key[@]}" -keyout ca.key -out ca.crt -days 3650 -subj /CN=lora-sidecar-tests
+    openssl req "${key[@]}" -keyout server.key -out server.csr -subj /CN=kube-apiserver
+    openssl x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 3650 -out server.crt \
+        -extfile <(echo "subjectAltName=IP:127.0.0.1,DNS:localhost")
+    openssl genrsa -out sa.key 2048
+    openssl rsa -in sa.key -pubout -out sa.pub
+}
+
+prepare() { # FOLDER STATE
+    local folder state=$2 token api etcd peer
+    folder=$(cd "$1" && pwd)
+    [ -f "$folder/$stamp_name" ] || fail 69 "start kube-apiserver: $folder holds no finished build (run the build first)"
+    mkdir -p "$state"
+    [ -z "$(ls -A "$state")" ] || fail 73 "prepare $state: the folder is not empty (give an empty or a new one)"
+    chmod 700 "$state"
+    state=$(cd "$state" && pwd)
+    (certificates "$state") 2>"$state/openssl.log" || { cat "$state/openssl.log" >&2; fail 70 "make certificates in $state"; }
+    token=$(openssl rand -hex 16)
+    read -r api etcd peer < <(free_ports 3)
+    echo "$token,admin,1,system:masters" >"$state/tokens.csv"
+    echo "https://127.0.0.1:$api" >"$state/url"
+    echo "$token" >"$state/admin-token"
+    cat >"$state/run-etcd" <<END
+#!/bin/sh
+exec "$folder/etcd" --data-dir "$state/etcd" --logger zap --log-level warn \\
+    --listen-client-urls http://127.0.0.1:$etcd --advertise-client-urls http://127.0.0.1:$etcd \\
+    --listen-peer-urls http://127.0.0.1:$peer
+END
+    cat >"$state/run-kube-apiserver" <<END
+#!/bin/sh
+exec "$folder/kube-apiserver" --etcd-servers http://127.0.0.1:$etcd \\
+    --bind-address 127.0.0.1 --advertise-address 127.0.0.1 --secure-port $api \\
+    --tls-cert-file "$state/server.crt" --tls-private-key-file "$state/server.key" --client-ca-file "$state/ca.crt" \\
+    --token-auth-file "$state/tokens.csv" --authorization-mode RBAC \\
+    --service-account-issuer https://kubernetes.default.svc --service-account-signing-key-file "$state/sa.key" \\
+    --service-account-key-file "$state/sa.pub" --service-cluster-ip-range 10.0.0.0/24
+END
+    chmod +x "$state/run-etcd" "$state/run-kube-apiserver"
+    cat >"$state/kubeconfig" <<END
+apiVersion: v1
+kind: Config
+current-context: tests
+contexts: [{name: tests, context: {cluster: tests, user: admin}}]
+clusters: [{name: tests, cluster: {server: "https://127.0.0.1:$api", certificate-authority: "$state/ca.crt"}}]
+users: [{name: admin, user: {token: $token}}]
+END
+}
+
+start() { # FOLDER STATE
+    prepare "$1" "$2"
+    "$2/run-etcd" >"$2/etcd.log" 2>&1 &
+    local etcd=$!
+    "$2/run-kube-apiserver" >"$2/kube-apiserver.log" 2>&1 &
+    local api=$!
+    trap 'kill $api; wait $api; kill $etcd; wait $etcd; exit 0' INT TERM
+    echo "starting $(cat "$2/url"); export KUBECONFIG=$2/kubeconfig"
+    wait -n || true
+    kill $api $etcd 2>/dev/null || true
+    fail 70 "one of the two servers ended: see $2/kube-apiserver.log and $2/etcd.log"
+}
+
 case "${1-} $#" in
     "build 2") build "$2" ;;
+    "prepare 3") prepare "$2" "$3" ;;
+    "start 3") start "$2" "$3" ;;
     *)
-        sed -n '2,6s/^# \{0,1\}//p' "$0" >&2
+        sed -n '4,6s/^# *//p' "$0" >&2
         exit 64
         ;;
 esac

@@ -11,6 +11,7 @@ Seen on Kubernetes 1.20: `tests/contract/test_kube_api.py` holds a real API serv
 from __future__ import annotations
 
 import asyncio
+import io
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
@@ -190,7 +191,8 @@ class KubernetesApi:
         return await self._session.request(
             method,
             f"{self._cluster.url}/api/v1/namespaces/{namespace}/configmaps{path}",
-            data=body,
+            # A stream, since bytes above 1 MiB would be sent in one piece.
+            data=None if body is None else io.BytesIO(body),
             headers=headers,
             ssl=self._context(credentials.ca) or True,
             allow_redirects=False,

@@ -29,7 +29,6 @@ from lora_sidecar.fleet.api import (
 )
 from lora_sidecar.fleet.changes import (
     ACCEPT_ANNOTATION,
-    Held,
     accept_token,
     is_accepted,
     judge,

@@ -2,8 +2,8 @@
 
 The traps guarded against: what cannot be read replaces what could be, so a snapshot keeps the newest document beside
 what is wrong with the ConfigMap now. A watch that looks well and hears nothing, so there is a list now and then
-whatever the watch says. A list that fails takes a good watch down with it, so a list beside a watch changes nothing unless it
-succeeds. And one answer read as the state of the API, so what is `away` or `denied` has lasted.
+whatever the watch says. A list that fails takes a good watch down with it, so a list beside a watch changes nothing
+unless it succeeds. And one answer read as the state of the API, so what is `away` or `denied` has lasted.
 
 Nothing is decided here: which document is in force is for `changes.judge`.
 """
