@@ -63,7 +63,7 @@ class KubernetesWatch:
             async with asyncio.timeout_at(min(until, silent_at)):
                 data = await self._response.content.readany()
         except TimeoutError:
-            if clock() < silent_at:
+            if until < silent_at:
                 return TimeIsUp()
             return Silent(f"the watch told nothing for {SILENCE:g} s, not even a bookmark")
         except _FAILURES as error:
