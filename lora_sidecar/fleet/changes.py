@@ -1,21 +1,21 @@
 """What a document that was just read means: taken over, or held because it takes away what nobody took out.
 
 The trap guarded against is a fleet that unloads everything since its ConfigMap was wiped by a sync of a manifest with
-`data`, or replaced by the copy in an old backup. A sidecar's write adds one to the serial for each entry that it
-changes, so the serial tells a fleet whose last adapters were unloaded one by one from one that lost them at a stroke.
-What is held stays as it was until it is written again (`writes.restored`), or accepted by an annotation.
+`data`, or replaced by the copy in an old backup. The serial alone does not tell: a new pod that knows nothing takes the
+wiped document for the truth and writes on from there. So a document names its last writes, and one that lacks entries
+in force is taken over only where it came about from the document in force. What is held stays held until somebody
+writes (`writes.restored`), or accepts it by an annotation.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from enum import StrEnum
 from typing import Final, assert_never
 
 from msgspec import Struct
 
-from lora_sidecar.fleet.document import Entry, EntryKey, FleetDocument, NoDocument, wanted
+from lora_sidecar.fleet.document import KEPT_WRITES, Entry, FleetDocument, NoDocument, wanted
 
 ACCEPT_ANNOTATION: Final = "lora-sidecar/accept"
 """On the ConfigMap: tokens of held documents that are to be taken over, separated by commas or spaces."""
@@ -27,7 +27,7 @@ class HoldReason(StrEnum):
     EMPTIED = "FleetEmptied"
     """It has none of the entries that are in force, and no writes of sidecars explain that."""
     REVERTED = "FleetReverted"
-    """Its serial went backwards, and entries in force are gone or have another path: an old copy was put back."""
+    """It did not come about from the document in force, an old copy for instance, and takes entries away."""
 
 
 class Held(Struct, frozen=True):
@@ -63,14 +63,33 @@ def judge(
             assert_never(reading)
     if in_force is None or accepted:
         return found
-    left = _by_key(found.entries)
+    left = {entry.key: entry for entry in found.entries}
     gone = tuple(entry for entry in in_force.entries if entry.key not in left)
-    if gone and len(gone) == len(in_force.entries) and found.serial - in_force.serial < len(gone):
+    if gone and len(gone) == len(in_force.entries) and not _explains(found, in_force, gone):
         return Held(HoldReason.EMPTIED, found.serial, gone)
     lost = tuple(entry for entry in in_force.entries if entry.key not in left or left[entry.key].path != entry.path)
-    if lost and found.serial < in_force.serial:
+    if lost and not follows(found, in_force):
         return Held(HoldReason.REVERTED, found.serial, lost)
     return found
+
+
+def follows(later: FleetDocument, earlier: FleetDocument) -> bool:
+    """Whether a document came about from another one by writes of sidecars, and edits by hand that left the marks.
+
+    Also where nothing tells: no sidecar ever wrote the earlier one, or there were more writes since than are kept.
+    """
+    if later.serial < earlier.serial:
+        return False
+    if not earlier.writes or later.serial - earlier.serial >= KEPT_WRITES // 2:
+        return True
+    return earlier.writes[-1] in later.writes
+
+
+def _explains(found: FleetDocument, in_force: FleetDocument, gone: tuple[Entry, ...]) -> bool:
+    """Whether writes of sidecars can have taken all of this out: one write takes out one name at most."""
+    writes = found.serial - in_force.serial
+    puts = len({entry.serial for entry in found.entries if entry.serial > in_force.serial})
+    return follows(found, in_force) and writes - puts >= len({entry.name for entry in gone})
 
 
 def difference(before: FleetDocument | None, after: FleetDocument, base: str) -> Difference:
@@ -105,7 +124,3 @@ def without_token(annotation: str | None, token: str) -> str | None:
 
 def _tokens(annotation: str | None) -> list[str]:
     return (annotation or "").replace(",", " ").split()
-
-
-def _by_key(entries: Iterable[Entry]) -> dict[EntryKey, Entry]:
-    return {entry.key: entry for entry in entries}

@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from lora_sidecar.fleet.document import (
+    KEPT_WRITES,
     MAX_SERIAL,
     VERSION,
     Entry,
@@ -31,12 +32,15 @@ from lora_sidecar.fleet.document import (
 _QUOTED: Final = 200
 """Characters of a parser's sentence that are passed on: it may quote a value of any length."""
 
+_LONGEST_MARK: Final = 64
+
 _Object = dict[str, Raw]
 
 
 class _Head(Struct, frozen=True):
     version: int
     serial: int = 0
+    writes: list[str] = []
     adapters: list[Raw] = []
 
 
@@ -76,8 +80,8 @@ def encode(document: FleetDocument) -> str:
     head = {"version": VERSION, "serial": document.serial}
     lines = b",\n".join(_encoded_entry(entry) for entry in document.entries)
     adapters = b'"adapters":[\n' + lines + b"\n]" if lines else b'"adapters":[]'
-    rest = msgspec.json.encode({name: Raw(value) for name, value in document.extra.items()})[1:-1]
-    fields = [msgspec.json.encode(head)[1:-1], adapters, *([rest] if rest else [])]
+    tail = {**{name: Raw(value) for name, value in document.extra.items()}, "writes": document.writes}
+    fields = [_ENCODER.encode(head)[1:-1], adapters, _ENCODER.encode(tail)[1:-1]]
     return (b"{" + b",\n".join(fields) + b"}\n").decode()
 
 
@@ -102,6 +106,8 @@ def _document(tree: object, data: bytes) -> Reading:
     head = _HEAD.decode(data)
     if not 0 <= head.serial <= MAX_SERIAL:
         return Unreadable(0, f"serial must be between 0 and {MAX_SERIAL}")
+    if any(len(mark) > _LONGEST_MARK for mark in head.writes):
+        return Unreadable(0, f"writes must hold the marks of writes: none has more than {_LONGEST_MARK} characters")
     entries: dict[EntryKey, Entry] = {}
     for at, raw in enumerate(head.adapters):
         entry = _entry(bytes(raw))
@@ -112,7 +118,8 @@ def _document(tree: object, data: bytes) -> Reading:
             line = _line(data, bytes(fields["adapters"]), head.adapters[: at + 1])
             return Unreadable(line, f"adapters[{at}]: {entry}")
         entries[entry.key] = entry
-    return FleetDocument(head.serial, tuple(entries.values()), _extra(fields, _Head))
+    writes = tuple(head.writes[-KEPT_WRITES:])
+    return FleetDocument(head.serial, tuple(entries.values()), writes, _extra(fields, _Head))
 
 
 def _entry(raw: bytes) -> Entry | str:

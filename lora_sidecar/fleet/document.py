@@ -30,6 +30,9 @@ PATH_LIMIT: Final = 4096
 NOTE_LIMIT: Final = 256
 """Characters of what stands in an entry for people only."""
 
+KEPT_WRITES: Final = 64
+"""Marks of writes in a document: a pod may have missed half as many and still know that it follows."""
+
 EntryKey = tuple[str, str | None]
 
 
@@ -56,13 +59,16 @@ class Entry(Struct, frozen=True):
 
 
 class FleetDocument(Struct, frozen=True):
-    """A document that can be read. `serial` counts the changes made by sidecars; no two entries have the same key.
+    """A document that can be read. `serial` counts the writes of sidecars; no two entries have the same key.
 
-    `extra` has the fields of the document that this program does not know, as JSON.
+    `writes` are the marks of the last `KEPT_WRITES` of them, the newest last, such as `58-9f2c41`: they tell whether
+    this document came about from another one. A person who edits it leaves them as they are. `extra` has the fields of
+    the document that this program does not know, as JSON.
     """
 
     serial: int = 0
     entries: tuple[Entry, ...] = ()
+    writes: tuple[str, ...] = ()
     extra: Mapping[str, bytes] = {}
 
 

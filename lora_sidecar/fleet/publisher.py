@@ -143,9 +143,9 @@ class FleetPublisher:
         start = _start(in_force, reading, accepted=accepted)
         changed = writes.change(start.document, wish)
         match changed:
-            case Unchanged(serial) if start.restores and isinstance(wish, Put):
+            case Unchanged() if start.restores and isinstance(wish, Put):
                 # What is wished is in force and not in the ConfigMap: it has to be put back.
-                document = replace(start.document, serial=serial + 1)
+                document = writes.rewritten(start.document)
             case Unchanged(serial):
                 return Published(serial, wrote=False)
             case Refused():

@@ -7,13 +7,26 @@ along; so growth ends at a cap, with a refusal that says so, while taking out is
 
 from __future__ import annotations
 
-from typing import assert_never
+import hashlib
+from typing import Final, assert_never
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from lora_sidecar.fleet.codec import encode
-from lora_sidecar.fleet.document import MAX_BYTES, MAX_SERIAL, Entry, FleetDocument, NoDocument, fault_of, wanted
+from lora_sidecar.fleet.document import (
+    KEPT_WRITES,
+    MAX_BYTES,
+    MAX_SERIAL,
+    Entry,
+    FleetDocument,
+    NoDocument,
+    fault_of,
+    wanted,
+)
+
+_DIGITS: Final = 6
+"""Hexadecimal digits in the mark of a write, which tell it from another one of the same serial."""
 
 
 class Put(Struct, frozen=True):
@@ -50,11 +63,10 @@ class Refused(Struct, frozen=True):
 
 
 def change(document: FleetDocument, wish: Change) -> FleetDocument | Unchanged | Refused:
-    """The document with one change made, its serial one higher for each entry that is changed."""
-    if document.serial >= MAX_SERIAL - len(document.entries) - 1:
-        return Refused(
-            f"the document's serial is {document.serial}, which nothing can follow", "write a smaller one by hand"
-        )
+    """The document after one more write, or why there is none."""
+    if document.serial >= MAX_SERIAL:
+        hint = "write a smaller one by hand"
+        return Refused(f"the document's serial is {document.serial}, which nothing can follow", hint)
     match wish:
         case Put():
             return _put(document, wish)
@@ -64,17 +76,43 @@ def change(document: FleetDocument, wish: Change) -> FleetDocument | Unchanged |
             assert_never(wish)
 
 
-def restored(in_force: FleetDocument, held: FleetDocument | NoDocument) -> FleetDocument:
-    """What a write starts from while `held` is: everything in force, and what was added since.
+def rewritten(document: FleetDocument) -> FleetDocument:
+    """The same entries as another write, where the ConfigMap has lost them."""
+    return _written(document, document.entries)
 
-    Of an entry in both the one in force counts. What the held document has beyond it may have been asked for at a pod
-    that never knew the one in force, and an adapter too many does less harm than one that is lost.
+
+def restored(in_force: FleetDocument, held: FleetDocument | NoDocument) -> FleetDocument:
+    """What a write starts from while `held` is: everything in force, and what was put into the held one since.
+
+    It follows both, so that pods that hold the other document and pods that took it for the truth go on together. What
+    the held document has from before the two went apart, and is not in force, was taken out. An entry that a sidecar
+    put into it since then counts more than the one in force; one that a person put into it does not.
     """
     if isinstance(held, NoDocument):
         return in_force
-    known = {entry.key for entry in in_force.entries}
-    added = tuple(entry for entry in held.entries if entry.key not in known)
-    return FleetDocument(max(in_force.serial, held.serial), in_force.entries + added, {**held.extra, **in_force.extra})
+    parted_at = max((_serial_of(mark) for mark in held.writes if mark in in_force.writes), default=-1)
+    serial = max(in_force.serial, held.serial)
+    since = {entry.key: entry for entry in held.entries if entry.serial > parted_at}
+    entries = {entry.key: entry for entry in in_force.entries}
+    entries.update((key, entry) for key, entry in since.items() if entry.serial > 0 or key not in entries)
+    # All count as written by the write that starts from here: serials of one past mean nothing beside those of another.
+    merged = tuple(replace(entry, serial=serial + 1) for entry in entries.values())
+    half = KEPT_WRITES // 2
+    marks = tuple(dict.fromkeys(held.writes[-half:] + in_force.writes[-half:]))
+    return FleetDocument(serial, merged, marks, {**held.extra, **in_force.extra})
+
+
+def _written(document: FleetDocument, entries: tuple[Entry, ...]) -> FleetDocument:
+    """The document with other entries, one serial later and with a mark that no other write has."""
+    after = replace(document, serial=document.serial + 1, entries=entries)
+    digest = hashlib.sha256(encode(after).encode()).hexdigest()[:_DIGITS]
+    return replace(after, writes=(*document.writes, f"{after.serial}-{digest}")[-KEPT_WRITES:])
+
+
+def _serial_of(mark: str) -> int:
+    """The serial of the write that a mark is of, 0 where a person made it up."""
+    serial, _, _ = mark.partition("-")
+    return int(serial) if serial.isascii() and serial.isdigit() else 0
 
 
 def _put(document: FleetDocument, wish: Put) -> FleetDocument | Unchanged | Refused:
@@ -91,7 +129,7 @@ def _put(document: FleetDocument, wish: Put) -> FleetDocument | Unchanged | Refu
             break
     else:
         entries.append(entry)
-    grown = replace(document, serial=serial, entries=tuple(entries))
+    grown = _written(document, tuple(entries))
     size = len(encode(grown).encode())
     if size > MAX_BYTES and size > len(encode(document).encode()):
         return Refused(
@@ -104,5 +142,4 @@ def _put(document: FleetDocument, wish: Put) -> FleetDocument | Unchanged | Refu
 def _take_out(document: FleetDocument, wish: TakeOut) -> FleetDocument | Unchanged | Refused:
     # An entry for any base model goes as well: left alone, it would load the adapter again.
     left = tuple(e for e in document.entries if e.name != wish.name or e.base not in {None, wish.base})
-    taken = len(document.entries) - len(left)
-    return replace(document, serial=document.serial + taken, entries=left) if taken else Unchanged(document.serial)
+    return Unchanged(document.serial) if left == document.entries else _written(document, left)

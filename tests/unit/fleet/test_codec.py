@@ -9,7 +9,8 @@ GOLDEN = """{"version":1,"serial":58,
 "adapters":[
 {"name":"sql","path":"/adapters/sql","base":"Qwen/Qwen3-8B","serial":57,"by":"vllm-0","at":"2026-11-26T20:00:00Z"},
 {"name":"chat","path":"/adapters/chat","base":"Qwen/Qwen3-8B","serial":58,"by":"vllm-2","at":"2026-11-26T20:01:00Z"}
-]}
+],
+"owner":{"team":"search"},"writes":["57-0a1b2c","58-9f2c41"]}
 """
 
 
@@ -21,6 +22,8 @@ def test_the_format_of_version_1() -> None:
             Entry("sql", "/adapters/sql", "Qwen/Qwen3-8B", 57, "vllm-0", "2026-11-26T20:00:00Z"),
             Entry("chat", "/adapters/chat", "Qwen/Qwen3-8B", 58, "vllm-2", "2026-11-26T20:01:00Z"),
         ),
+        ("57-0a1b2c", "58-9f2c41"),
+        {"owner": b'{"team":"search"}'},
     )
     assert encode(document) == GOLDEN
     assert decode(GOLDEN) == document
@@ -28,7 +31,7 @@ def test_the_format_of_version_1() -> None:
 
 def test_an_empty_fleet() -> None:
     """A document that lists nothing is a document."""
-    assert encode(FleetDocument(3)) == '{"version":1,"serial":3,\n"adapters":[]}\n'
+    assert encode(FleetDocument(3)) == '{"version":1,"serial":3,\n"adapters":[],\n"writes":[]}\n'
     assert decode(encode(FleetDocument(3))) == FleetDocument(3)
 
 
@@ -112,6 +115,7 @@ def test_the_line_is_that_of_the_adapter_and_not_of_its_double_elsewhere() -> No
     [
         pytest.param('{"version":1,"serial":9007199254740993}', 0, "serial must", id="a serial beyond JSON"),
         pytest.param('{"version":1,"adapters":{}}', 0, "array", id="an object of adapters"),
+        pytest.param('{"version":1,"writes":["' + "x" * 65 + '"]}', 0, "writes must", id="a mark that is none"),
         pytest.param('{"adapters":[]}', 0, "version must", id="no version"),
         pytest.param('{"version":true}', 0, "version must", id="true as version"),
         pytest.param('{"version":0}', 0, "version must", id="version 0"),
@@ -127,6 +131,12 @@ def test_a_mistake_around_the_adapters_is_named(text: str, line: int, rule: str)
     found = decode(text)
     assert isinstance(found, Unreadable)
     assert (found.line, rule in found.rule) == (line, True), found
+
+
+def test_of_many_marks_the_last_ones_count() -> None:
+    """A document does not grow by its past."""
+    marks = [f"{number}-abcdef" for number in range(100)]
+    assert decoded('{"version":1,"writes":["' + '","'.join(marks) + '"]}').writes == tuple(marks[-64:])
 
 
 def test_the_same_name_for_two_base_models_is_two_entries() -> None:

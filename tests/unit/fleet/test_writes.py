@@ -1,29 +1,37 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from lora_sidecar.fleet.codec import encode
 from lora_sidecar.fleet.document import MAX_BYTES, MAX_SERIAL, Entry, FleetDocument
-from lora_sidecar.fleet.writes import Put, Refused, TakeOut, Unchanged, change
+from lora_sidecar.fleet.writes import Put, Refused, TakeOut, Unchanged, change, rewritten
 
 SQL = Entry("sql", "/adapters/sql", "base", 1, "pod-0", "then", {"note": b'"mine"'})
 OTHER = Entry("sql", "/elsewhere", "another", 2)
 ANY = Entry("chat", "/adapters/chat", None, 3)
-DOCUMENT = FleetDocument(3, (SQL, OTHER, ANY), {"owner": b'"me"'})
+DOCUMENT = FleetDocument(3, (SQL, OTHER, ANY), ("2-aaaaaa", "3-bbbbbb"), {"owner": b'"me"'})
+
+
+def same_but_for_its_mark(changed: object) -> FleetDocument:
+    """A document that was written, without the mark that it ends with."""
+    assert isinstance(changed, FleetDocument)
+    assert changed.writes[-1].startswith(f"{changed.serial}-")
+    return replace(changed, writes=changed.writes[:-1])
 
 
 def test_a_new_adapter_is_added_at_the_end() -> None:
     """A diff of the document shows one line."""
     changed = change(DOCUMENT, Put("new", "/adapters/new", "base", "pod-1", "now"))
     new = Entry("new", "/adapters/new", "base", 4, "pod-1", "now")
-    assert changed == FleetDocument(4, (SQL, OTHER, ANY, new), DOCUMENT.extra)
+    assert same_but_for_its_mark(changed) == FleetDocument(4, (SQL, OTHER, ANY, new), DOCUMENT.writes, DOCUMENT.extra)
 
 
 def test_another_path_replaces_the_entry_in_its_place() -> None:
     """What a person noted beside it stays; the same name for another base model is left alone."""
     changed = change(DOCUMENT, Put("sql", "/adapters/sql-2", "base", "pod-1", "now"))
     moved = Entry("sql", "/adapters/sql-2", "base", 4, "pod-1", "now", SQL.extra)
-    assert changed == FleetDocument(4, (moved, OTHER, ANY), DOCUMENT.extra)
+    assert same_but_for_its_mark(changed) == FleetDocument(4, (moved, OTHER, ANY), DOCUMENT.writes, DOCUMENT.extra)
 
 
 @pytest.mark.parametrize(
@@ -49,13 +57,14 @@ def test_a_path_of_ones_own_beside_an_entry_for_any_base_model() -> None:
 
 def test_an_adapter_is_taken_out_for_its_base_model_alone() -> None:
     """A canary on another model keeps its own."""
-    assert change(DOCUMENT, TakeOut("sql", "base")) == FleetDocument(4, (OTHER, ANY), DOCUMENT.extra)
+    changed = change(DOCUMENT, TakeOut("sql", "base"))
+    assert same_but_for_its_mark(changed) == FleetDocument(4, (OTHER, ANY), DOCUMENT.writes, DOCUMENT.extra)
 
 
 def test_what_is_for_any_base_model_is_taken_out_as_well() -> None:
-    """Left alone it would load the adapter again; each entry that goes counts."""
+    """Left alone it would load the adapter again."""
     both = FleetDocument(3, (SQL, Entry("sql", "/any", None, 2)))
-    assert change(both, TakeOut("sql", "base")) == FleetDocument(5, ())
+    assert same_but_for_its_mark(change(both, TakeOut("sql", "base"))) == FleetDocument(4, ())
 
 
 @pytest.mark.parametrize(
@@ -102,3 +111,14 @@ def test_a_serial_that_nothing_can_follow_is_not_followed() -> None:
     refused = change(FleetDocument(MAX_SERIAL, (SQL,)), Put("new", "/a", "base"))
     assert isinstance(refused, Refused)
     assert "serial" in refused.reason
+
+
+def test_two_writes_from_one_document_have_marks_of_their_own() -> None:
+    """By them a later document tells which of the two it came from."""
+    one, other = (change(DOCUMENT, Put("new", f"/{path}", "base")) for path in "ab")
+    assert isinstance(one, FleetDocument)
+    assert isinstance(other, FleetDocument)
+    assert one.serial == other.serial
+    assert one.writes[-1] != other.writes[-1]
+    assert rewritten(one).entries == one.entries
+    assert rewritten(one).writes[:-1] == one.writes
