@@ -169,7 +169,7 @@ clean:
 KUBE_APISERVER ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lora-sidecar/kube-apiserver-1.20.2
 .PHONY: check-fleet kube-apiserver
 check-fleet: $(VENV)/.dev kube-apiserver
-	LORA_SIDECAR_KUBE_APISERVER=$(KUBE_APISERVER) $(VENV)/bin/python -m pytest -m kube $(ALONE) --durations=5 tests/contract
+	LORA_SIDECAR_KUBE_APISERVER=$(KUBE_APISERVER) $(VENV)/bin/python -m pytest -m kube $(ALONE) --durations=5 tests/contract/kube
 
 kube-apiserver:
 	scripts/kube-apiserver.sh build $(KUBE_APISERVER)

@@ -5,7 +5,7 @@ deadline. A token that was replaced, so it is read for each request, and once mo
 that the server closes as it is used again, so none is used twice. An error of the network thrown through the caller's
 loop, so each is a value.
 
-Seen on Kubernetes 1.20: `tests/contract/test_kube_api.py` holds a real API server to it.
+Seen on Kubernetes 1.20: `tests/contract/kube` holds a real API server to it.
 """
 
 from __future__ import annotations
