@@ -40,7 +40,8 @@ class DirectApi:
 
     `is_down`: refused. `is_stuck`: taken and never answered, open watches too. `denied`: the verbs that get 403, but
     for open watches. `answers_lost`: how many writes are done without an answer. `retry_after`: 429, with so many
-    seconds. `latency` is of each request. `asked` has the verb and the time of each.
+    seconds. `latency` is of each request. `expires_by_event` has a watch from a forgotten version opened, and then told
+    that it is. `asked` has the verb and the time of each.
     """
 
     def __init__(self, store: Store) -> None:
@@ -51,6 +52,7 @@ class DirectApi:
         self.answers_lost = 0
         self.retry_after: float | None = None
         self.latency = 0.0
+        self.expires_by_event = False
         self.asked: list[tuple[Verb, float]] = []
         self.watches: list[DirectWatch] = []
 
@@ -65,7 +67,7 @@ class DirectApi:
         """As `ConfigMapApi`."""
         if (failed := await self._ask(Verb.WATCH, 10.0)) is not None:
             return failed
-        if int(since) < self.store.forgotten:
+        if int(since) < self.store.forgotten and not self.expires_by_event:
             return Expired()
         watch = DirectWatch(self, int(since), asyncio.get_running_loop().time() + seconds)
         self.watches.append(watch)
@@ -166,6 +168,8 @@ class DirectWatch:
             return Ended("the connection broke")
         if self.api.is_stuck:
             return None
+        if self.told < self.api.store.forgotten:
+            return Expired()
         for happened in self.api.store.past:
             if happened.version > self.told:
                 self.told = happened.version

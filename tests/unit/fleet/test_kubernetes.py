@@ -134,6 +134,16 @@ async def test_what_a_watch_tells(kube: FakeKubeApi, api: KubernetesApi) -> None
     await watch.close()
 
 
+async def test_a_server_that_ignores_the_selector_is_put_up_with(kube: FakeKubeApi, api: KubernetesApi) -> None:
+    """What is told of another object is not ours."""
+    other = b'{"metadata":{"name":"another","uid":"u","resourceVersion":"7"}}'
+    kube.canned.append(Canned(200, b'{"type":"ADDED","object":' + other + b"}\n"))
+    watch = await api.watch("100", 300)
+    assert isinstance(watch, KubernetesWatch)
+    assert await watch.next(now() + 5) == Ended("the API server ended the watch")
+    await watch.close()
+
+
 async def test_a_watch_gives_the_time_back_when_it_is_asked_for(api: KubernetesApi) -> None:
     """A list beside it is due: the watch goes on."""
     watch = await opened(api)
@@ -349,11 +359,11 @@ async def test_a_stopped_server_meets_the_deadline(kube: FakeKubeApi, api: Kuber
 async def test_nobody_listens(kube: FakeKubeApi, api: KubernetesApi) -> None:
     """Refused: nothing was sent, and the hint names what a cluster may have in the way."""
     await kube.kill()
-    answer = await api.patch("1", {}, {}, 5)
-    assert isinstance(answer, Unreachable)
-    assert not answer.sent
-    assert "cannot connect" in answer.detail
-    assert "NetworkPolicy" in answer.hint
+    for answer in (await api.list(5), await api.watch("1", 300), await api.patch("1", {}, {}, 5)):
+        assert isinstance(answer, Unreachable)
+        assert not answer.sent
+        assert "cannot connect" in answer.detail
+        assert "NetworkPolicy" in answer.hint
 
 
 async def test_a_write_whose_answer_is_lost_may_have_been_received(kube: FakeKubeApi, api: KubernetesApi) -> None:
@@ -371,9 +381,9 @@ async def test_without_its_files_nothing_is_asked(
 ) -> None:
     """The hint says what to mount."""
     (tmp_path / missing).unlink()
-    answer = await api.list(5)
-    assert isinstance(answer, Unreachable)
-    assert (missing in answer.detail, "project" in answer.hint, answer.sent, kube.asked) == (True, True, False, [])
+    for answer in (await api.list(5), await api.watch("1", 300), await api.patch("1", {}, {}, 5)):
+        assert isinstance(answer, Unreachable)
+        assert (missing in answer.detail, "project" in answer.hint, answer.sent, kube.asked) == (True, True, False, [])
 
 
 async def test_files_that_take_too_long_to_read_are_told(kube: FakeKubeApi, tmp_path: Path) -> None:

@@ -226,6 +226,26 @@ async def test_what_the_api_server_will_never_take_is_refused() -> None:
     assert [verb for verb, _ in api.asked] == [Verb.LIST, Verb.PATCH]
 
 
+async def test_what_no_reader_would_take_is_refused_before_it_is_sent() -> None:
+    """A name that does not print would make the whole document unreadable for everybody."""
+    api = DirectApi(store_with(BOTH))
+    assert isinstance(await publisher(api).publish(put("a\nb"), BOTH), Refused)
+    assert [verb for verb, _ in api.asked] == [Verb.LIST]
+
+
+async def test_a_configmap_that_goes_between_reading_and_writing() -> None:
+    """Gone is gone: the hint says what to apply."""
+    store = store_with(BOTH)
+    api = DirectApi(store)
+    api.latency = 0.1
+    task = asyncio.create_task(publisher(api).publish(put("new"), BOTH))
+    await asyncio.sleep(0.15)
+    store.delete(NAME)
+    result = await task
+    assert isinstance(result, NotPublished)
+    assert "apply" in result.hint
+
+
 async def test_changes_of_one_pod_wait_for_each_other() -> None:
     """They would only conflict with themselves."""
     api = DirectApi(store_with(None))

@@ -243,6 +243,20 @@ async def test_a_list_that_fails_beside_a_good_watch_takes_nothing_away() -> Non
         assert not one.now().is_away(asyncio.get_running_loop().time())
 
 
+async def test_a_list_without_an_answer_beside_a_good_watch_is_no_absence() -> None:
+    """It is told as the last failure, and the watch says that the API server is there."""
+    chances = iter([0.0, 0.9, *([0.5] * 50)])
+    async with running(jitter=lambda: next(chances)) as one:
+        one.api.is_down = True
+        await asyncio.sleep(400)
+        assert one.now().failure is not None
+        assert not one.now().is_away(asyncio.get_running_loop().time())
+        one.write(2, "sql", "chat")
+        await asyncio.sleep(0.001)
+        assert one.names() == ("sql", "chat")
+        assert one.now().failure is None
+
+
 async def test_what_cannot_be_listed_is_watched_all_the_same() -> None:
     """A refused list between two watches does not end the watching."""
     async with running() as one:
@@ -255,9 +269,11 @@ async def test_what_cannot_be_listed_is_watched_all_the_same() -> None:
         assert one.names() == ("sql", "chat")
 
 
-async def test_a_forgotten_version_is_listed_within_a_second() -> None:
+@pytest.mark.parametrize("by_event", [False, True])
+async def test_a_forgotten_version_is_listed_within_a_second(by_event: bool) -> None:
     """410 Gone for a thousand pods at once: each lists after a time of its own, and nothing is lost."""
     async with running(jitter=lambda: 0.7) as one:
+        one.api.expires_by_event = by_event
         one.api.break_watches()
         one.write(2, "sql", "chat")
         one.store.forget()
