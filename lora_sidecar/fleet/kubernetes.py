@@ -51,7 +51,6 @@ MANAGER: Final = "lora-sidecar"
 """Our name in the ConfigMap's `managedFields`."""
 
 _OVERLOADED: Final = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
-_DENIED: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 
 Offload = Callable[[Callable[[], Credentials]], Awaitable[Credentials]]
 """Makes a blocking call elsewhere than in the loop, with a deadline; raises what it raises, or `TimeoutError`."""
