@@ -10,6 +10,7 @@ whatever is wrong is a value with a reason, never an exception.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -19,7 +20,6 @@ from typing import Any, Literal, NoReturn
 import msgspec
 from msgspec import Struct
 
-from lora_sidecar.checkpoint.digest import sha256
 from lora_sidecar.core.model import Adapter, Desired, Incarnation, Origin, Paused, Suspect, Withdrawn
 
 Format = Literal["json", "yaml"]
@@ -162,7 +162,7 @@ def _payload(data: bytes) -> bytes | Corrupt:
     if header is None:
         return Corrupt("its second line holds no checksum")
     payload = data[header.end() :]
-    stated, actual = header[1].decode(), sha256(payload)
+    stated, actual = header[1].decode(), hashlib.sha256(payload).hexdigest()
     if stated != actual:
         return Corrupt(
             f"its checksum is {stated}, but the lines after it have {actual}: cut short, damaged or edited by hand",

@@ -10,12 +10,12 @@ value is JSON, in the YAML file too (which is valid YAML), so aliases, tags and 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable
 from typing import Any, Final, assert_never
 
 from lora_sidecar.checkpoint.decode import JSON_START, VERSION, YAML_START, Checkpoint, Format
-from lora_sidecar.checkpoint.digest import sha256
 from lora_sidecar.checkpoint.lines import Lines, dumped
 from lora_sidecar.core.model import Adapter
 
@@ -56,7 +56,10 @@ class Encoder:
             case _:
                 assert_never(self._format)
         payload = _merged(every)
-        return tuple(_merged([start % sha256(*payload).encode(), *payload]))
+        digest = hashlib.sha256()
+        for piece in payload:
+            digest.update(piece)
+        return tuple(_merged([start % digest.hexdigest().encode(), *payload]))
 
 
 def _merged(every: Iterable[bytes]) -> list[bytes]:

@@ -1,7 +1,6 @@
-"""Reads the config's file, with nothing that a command or the daemon does not need for it.
+"""Reads the config's file.
 
-The trap guarded against is a module that is imported too early: what is in force decides whether OpenSSL is loaded at
-all (`lean`), so the file is read before the event loop's modules, which would load it, are.
+The trap guarded against is a file without end: one byte more than a config may have is read, and no more.
 """
 
 from __future__ import annotations

@@ -14,15 +14,13 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+import ssl
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import Final
 from urllib.parse import urlsplit
 
 from lora_sidecar.engines.sockets import outgoing
-
-if TYPE_CHECKING:
-    import ssl
 
 _LOOKS: Final = (0.1, 0.3, 1.0)
 """Seconds after an end at which to look again: a server that is told to stop answers some milliseconds longer."""

@@ -1,16 +1,12 @@
 from __future__ import annotations
 
-import hashlib
-import subprocess
-import sys
 from collections.abc import Collection, Mapping
 
 import pytest
 from msgspec.structs import replace
 
-from lora_sidecar.checkpoint import digest, lines
+from lora_sidecar.checkpoint import lines
 from lora_sidecar.checkpoint.decode import Checkpoint, Format, decode
-from lora_sidecar.checkpoint.digest import LONG, sha256
 from lora_sidecar.checkpoint.encode import LONG as APART
 from lora_sidecar.checkpoint.encode import Encoder, encode
 from lora_sidecar.checkpoint.lines import Lines
@@ -158,31 +154,3 @@ def test_long_values_are_not_copied_into_the_whole(format_: Format) -> None:
         assert (value in made) is apart
         assert decode(b"".join(made)) == checkpoint
     assert len(Encoder(format_).pieces(Checkpoint(1, "s", Desired({}, Incarnation(1))))) == 1
-
-
-@pytest.mark.parametrize("pieces", [(), (b"",), (b"a", b"b"), (b"x" * LONG,), (b"x" * (LONG - 1), b"y" * LONG)])
-def test_sum(pieces: tuple[bytes, ...]) -> None:
-    """Short or long, in one piece or several, it is SHA-256."""
-    assert sha256(*pieces) == hashlib.sha256(b"".join(pieces)).hexdigest()
-
-
-def test_sum_without_openssl(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An interpreter that was built without it takes its own function for long texts as well."""
-    monkeypatch.setitem(sys.modules, "_hashlib", None)
-    assert digest.sha256(b"x" * LONG) == hashlib.sha256(b"x" * LONG).hexdigest()
-
-
-def test_openssl_is_loaded_for_long_texts_only() -> None:
-    """A pod with few adapters does without its memory, one with thousands has its speed."""
-    program = f"""
-import sys
-from lora_sidecar.lean import without_openssl
-with without_openssl():
-    from lora_sidecar.checkpoint.digest import sha256
-sha256(b"x" * {LONG - 1})
-print("_hashlib" in sys.modules)
-sha256(b"x" * {LONG})
-print("_hashlib" in sys.modules)
-"""
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
-    assert result.stdout.split() == ["False", "True"]
