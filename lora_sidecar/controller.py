@@ -14,7 +14,6 @@ from msgspec.structs import replace
 
 from lora_sidecar.actions.loader import Loader
 from lora_sidecar.actions.prober import Prober
-from lora_sidecar.actions.retirer import Retirer
 from lora_sidecar.actions.unloader import Unloader
 from lora_sidecar.checkpoint.manager import CheckpointManager
 from lora_sidecar.config.settings import Config
@@ -22,9 +21,10 @@ from lora_sidecar.control.queue import RequestQueue
 from lora_sidecar.core.conditions import Condition, ConditionType
 from lora_sidecar.core.events import Event, EventName, Level, warning
 from lora_sidecar.core.model import Desired, Incarnation
-from lora_sidecar.core.observation import Observation, Observed
+from lora_sidecar.core.observation import Observation, Observed, Unknown
 from lora_sidecar.core.outcomes import Outcome, Unloaded
 from lora_sidecar.engines.base import Engine
+from lora_sidecar.engines.detect import Detector
 from lora_sidecar.engines.failures import too_slow
 from lora_sidecar.files.preflight import Preflight
 from lora_sidecar.files.watcher import FileWatcher
@@ -67,7 +67,7 @@ class ServerController:
         self,
         name: str,
         config: Config,
-        engine: Engine,
+        detector: Detector,
         keeper: CheckpointManager,
         board: Board,
         report: Report,
@@ -75,7 +75,8 @@ class ServerController:
     ) -> None:
         """`name` is the server's in the config, `report` takes the facts of this server."""
         self._name = name
-        self._engine = engine
+        self._detector = detector
+        self._engine: Engine | None = None
         self._keeper = keeper
         self._board = board
         self._report = report
@@ -88,13 +89,11 @@ class ServerController:
         self._preflight = Preflight(name, config, ReaderPool(f"preflight-{name}", clock.new_slot))
         self._surveyed: tuple[object, ...] = ()
         self.survey = FileWatcher(ReaderPool(f"survey-{name}", clock.new_slot), self.look)
-        self.restorer = Loader(engine, clock.now, self.look, self._preflight)
-        self._vitals = Vitals(engine)
-        self.retirer = Retirer(engine, clock.now, self.look, self._preflight)
-        self.verifier = Prober(engine, clock.now, report, ReaderPool(f"verify-{name}", clock.new_slot))
-        self.unloader = Unloader(engine, clock.now, self.restorer.loading, self.look)
+        self.restorer = Loader(clock.now, self.look, self._preflight)
+        self._vitals = Vitals()
+        self.verifier = Prober(clock.now, report, ReaderPool(f"verify-{name}", clock.new_slot))
+        self.unloader = Unloader(clock.now, self.look, self.restorer.loading, self._preflight)
         self.desk = RequestQueue(self.look)
-        engine.alarm(self.look)
         self._announce()
 
     async def open(self) -> None:
@@ -111,7 +110,7 @@ class ServerController:
         """Go by another config from the next heartbeat on, which is now."""
         self._wanted = config
         # The next plan may take seconds, while the server is slow to answer.
-        self.retirer.cancel_pending()
+        self.unloader.cancel_pending()
         self.look()
 
     def look(self) -> None:
@@ -132,15 +131,15 @@ class ServerController:
         self.desk.listen()
         seen = await self._observe(config.heartbeat.patience)
         left = max(0.0, began + config.heartbeat.patience - self._clock.now())
-        ended = self.restorer.drain(), self.unloader.drain()
-        await self._take_requests(seen, ended)
+        outcomes, unloaded = self.restorer.drain(), self.unloader.drain()
+        await self._take_requests(seen, (outcomes, tuple(one for one in unloaded if isinstance(one, Unloaded))))
         plan = reconcile(
             self._desired,
             seen,
             self._work,
             Policy.of(config, self._name),
-            outcomes=ended[0],
-            unloaded=(*ended[1], *self.retirer.drain()),
+            outcomes=outcomes,
+            unloaded=unloaded,
             clock=Now(self._clock.now(), self._clock.jitter()),
             around=Around((*self.restorer.in_flight, *self.verifier.in_doubt), self.survey.files),
         )
@@ -148,11 +147,12 @@ class ServerController:
         self._report(*plan.facts)
         self._desired, facts = await self._keeper.keep(plan.desired)
         self._report(*facts)
-        self.restorer.offer(plan)
-        self.retirer.offer(plan)
-        self._report(*self.verifier.offer(plan, config))
-        self._report(*await self._vitals.make(plan.work.server, config.server_health, self._clock.now(), left))
-        self.unloader.offer(plan)
+        if (engine := self._engine) is not None:
+            self.restorer.offer(plan, engine)
+            self._report(*self.verifier.offer(plan, engine, config))
+            health = await self._vitals.make(engine, plan.work.server, config.server_health, self._clock.now(), left)
+            self._report(*health)
+            self.unloader.offer(plan, engine)
         self._want_files(plan, config)
         self._publish(plan, began, config)
         self.desk.answer(plan, seen, self._clock.now())
@@ -163,9 +163,20 @@ class ServerController:
         at = self._clock.now()
         try:
             async with asyncio.timeout(patience):
-                return await self._engine.observe(self._trusted())
+                return await self._look_at_server()
         except TimeoutError:
             return too_slow(at, patience)
+
+    async def _look_at_server(self) -> Observation:
+        """Look with the client of the engine that serves there, which is found out anew after whatever casts doubt."""
+        trusted = self._trusted()
+        if self._engine is None or trusted is None or self._engine.in_doubt:
+            found = await self._detector.find()
+            if isinstance(found, Unknown):
+                return found
+            self._engine = found
+            found.on_disconnect(self.look)
+        return await self._engine.observe(trusted)
 
     async def _take_requests(self, seen: Observation, ended: tuple[tuple[Outcome, ...], tuple[Unloaded, ...]]) -> None:
         """Take in what was asked for through the control port, each durable before anything comes of it."""
@@ -207,7 +218,7 @@ class ServerController:
         """Take over a config that is new: what it declares is desired from this heartbeat on."""
         if self._config is not self._wanted:
             former, self._config = self._config, self._wanted
-            self._engine.apply(self._config)
+            self._detector.apply(self._config)
             self.restorer.concurrency = self._config.restore.concurrency
             self._preflight.apply(self._config)
             before = self._desired
