@@ -90,7 +90,13 @@ class Engine(ABC):
         server lists the same again, that one is returned with another time. Otherwise its identity is read anew.
         """
         line = self._connection.line
-        seen = await self._look(None if self.in_doubt else trusted)
+        return self.note(await self._look(None if self.in_doubt else trusted), line)
+
+    def note(self, seen: Observation, line: int | None = None) -> Observation:
+        """Take in what was seen of the server, here or by whoever asked what serves there, and vouch for it.
+
+        `line` is the number of the connection that was open before it was looked at.
+        """
         return self._connection.vouch(seen, line, self._probe_timeout)
 
     async def _look(self, trusted: Observed | None) -> Observation:

@@ -76,7 +76,10 @@ class Detector:
         at = self._now()
         identity = await _identify(self._transport, self._config.heartbeat.probe_timeout)
         if isinstance(identity, RequestError):
-            return unknown(at, identity)
+            seen = unknown(at, identity)
+            for client in self._clients.values():
+                client.note(seen)
+            return seen
         if identity.kind is not self._found:
             self._found = identity.kind
             self._report(info(EventName.SERVER_IDENTIFIED, engine=identity.kind.value, evidence=identity.evidence))

@@ -17,7 +17,7 @@ import msgspec
 
 from lora_sidecar.config.settings import Config, ServerConfig
 from lora_sidecar.core.model import Adapter
-from lora_sidecar.core.observation import Observation, Observed, Reason, Unknown
+from lora_sidecar.core.observation import Observation, Reason, Unknown
 from lora_sidecar.core.outcomes import Accepted, Answer, Failure, LoadDeferred, ProbeBlocked, ProbeFailure, SleepState
 from lora_sidecar.engines.activity import IdleDetector
 from lora_sidecar.engines.base import UNLOAD_DEADLINE, Engine, ServerIdentity
@@ -60,12 +60,11 @@ class Vllm(Engine):
         self._sleepless = False
         self._idle = IdleDetector()
 
-    async def observe(self, trusted: Observed | None) -> Observation:
-        """See `Engine.observe`."""
-        seen = await super().observe(trusted)
+    def note(self, seen: Observation, line: int | None = None) -> Observation:
+        """See `Engine.note`; whether the next life of the server can sleep is not known."""
         if isinstance(seen, Unknown) and seen.reason is not Reason.TIMEOUT:
             self._sleepless = False
-        return seen
+        return super().note(seen, line)
 
     async def _check_health(self, *, thorough: bool) -> RequestError | None:
         """See `Engine._check_health`. A hung engine says that it is well, too."""
