@@ -21,7 +21,7 @@ from lora_sidecar.checkpoint.store import Store
 from lora_sidecar.config.load import parse
 from lora_sidecar.controller import Clock, ServerController
 from lora_sidecar.core.events import Event
-from lora_sidecar.engines.vllm import Vllm
+from lora_sidecar.engines.detect import Detector
 from lora_sidecar.status.board import Board
 from lora_sidecar.threads import BlockingCall
 from tests.support.servers import Kind, RunningServer
@@ -55,7 +55,7 @@ async def heartbeat(folder: Path, counts: tuple[int, ...], rounds: int) -> Figur
     for count in counts:
         async with RunningServer(pods.spec(Kind.FAKE, folder, delay="0"), folder / "server.log") as server:
             await pods.load_all(server.url, pods.imaginary(count), 8)
-            watch, engine = await _watch(folder / f"beat-{count}", server.url)
+            watch, detector = await _watch(folder / f"beat-{count}", server.url)
             connector = aiohttp.TCPConnector(force_close=True)
             async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:
                 size = 0
@@ -74,27 +74,27 @@ async def heartbeat(folder: Path, counts: tuple[int, ...], rounds: int) -> Figur
                     if number > 1:
                         ours.append(middle - began)
                         bare.append(ended - middle)
-            await engine.close()
+            await detector.close()
         beat = median(ours)
         rows.append((count, size, median(bare) * 1e3, beat * 1e3, beat / median(bare), beat * 3600 / 5, beat / 5 * 100))
     columns = ("adapters", "bytes", "bare, ms", "heartbeat, ms", "ratio", "CPU s per hour at 5 s", "% of a core")
     return Figures("heartbeat", "CPU of a steady heartbeat", columns, tuple(rows))
 
 
-async def _watch(folder: Path, url: str) -> tuple[ServerController, Vllm]:
+async def _watch(folder: Path, url: str) -> tuple[ServerController, Detector]:
     folder.mkdir(parents=True, exist_ok=True)
-    text = f"servers: [{{name: vllm, url: '{url}'}}]\npolicy: {{adopt: {{max: 10000}}}}"
+    text = f"servers: [{{name: vllm, url: '{url}', engine: vllm}}]\npolicy: {{adopt: {{max: 10000}}}}"
     config = parse(text.encode(), "bench")
     clock = asyncio.get_running_loop().time
-    engine = Vllm(config.servers[0], config, clock)
     keeper = CheckpointManager(Store(str(folder), "vllm", "json"), 5.0, clock, _Inline("checkpoint"))
 
     def report(*facts: Event) -> None:
         del facts
 
-    watch = ServerController("vllm", config, engine, keeper, Board(("vllm",)), report, Clock(clock, lambda: 0.5))
+    detector = Detector(config.servers[0], config, clock, report)
+    watch = ServerController("vllm", config, detector, keeper, Board(("vllm",)), report, Clock(clock, lambda: 0.5))
     await watch.open()
-    return watch, engine
+    return watch, detector
 
 
 async def footprint(folder: Path, servers: tuple[int, ...], beats: int) -> Figures:

@@ -26,10 +26,8 @@ MODES = {"image": "2", "plain": ""}
 _ASKED = {"/metrics": 15.0, "/readyz": 10.0, "/livez": 10.0}
 
 WHOLE = "import aiohttp, aiohttp.web, msgspec, structlog, tenacity, yaml"
-SAME = """from lora_sidecar import cli, lean, strict_yaml
-with lean.without_openssl():
-    import lora_sidecar.daemon, idna"""
-"""The modules of the daemon, imported as it does."""
+SAME = "import lora_sidecar.cli.main, lora_sidecar.daemon, idna"
+"""The modules of the daemon."""
 
 
 async def hour(folder: Path, minutes: int) -> Figures:

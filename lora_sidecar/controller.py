@@ -14,7 +14,6 @@ from msgspec.structs import replace
 
 from lora_sidecar.actions.loader import Loader
 from lora_sidecar.actions.prober import Prober
-from lora_sidecar.actions.retirer import Retirer
 from lora_sidecar.actions.unloader import Unloader
 from lora_sidecar.checkpoint.manager import CheckpointManager
 from lora_sidecar.config.settings import Config
@@ -22,9 +21,10 @@ from lora_sidecar.control.queue import RequestQueue
 from lora_sidecar.core.conditions import Condition, ConditionType
 from lora_sidecar.core.events import Event, EventName, Level, warning
 from lora_sidecar.core.model import Desired, Incarnation
-from lora_sidecar.core.observation import Observation, Observed
+from lora_sidecar.core.observation import Observation, Observed, Unknown
 from lora_sidecar.core.outcomes import Outcome, Unloaded
 from lora_sidecar.engines.base import Engine
+from lora_sidecar.engines.detect import Detector
 from lora_sidecar.engines.failures import too_slow
 from lora_sidecar.files.preflight import Preflight
 from lora_sidecar.files.watcher import FileWatcher
@@ -69,7 +69,7 @@ class ServerController:
         self,
         name: str,
         config: Config,
-        engine: Engine,
+        detector: Detector,
         checkpoint: CheckpointManager,
         board: Board,
         report: Report,
@@ -77,7 +77,8 @@ class ServerController:
     ) -> None:
         """`name` is the server's in the config, `report` takes the events of this server."""
         self._name = name
-        self._engine = engine
+        self._detector = detector
+        self._engine: Engine | None = None
         self._checkpoint = checkpoint
         self._board = board
         self._report = report
@@ -90,13 +91,11 @@ class ServerController:
         self._preflight = Preflight(name, config, ReaderPool(f"preflight-{name}", clock.new_slot))
         self._watched: tuple[object, ...] = ()
         self.watcher = FileWatcher(ReaderPool(f"survey-{name}", clock.new_slot), self.trigger)
-        self.loader = Loader(engine, clock.now, self.trigger, self._preflight)
-        self._health = Vitals(engine)
-        self.retirer = Retirer(engine, clock.now, self.trigger, self._preflight)
-        self.prober = Prober(engine, clock.now, report, ReaderPool(f"verify-{name}", clock.new_slot))
-        self.unloader = Unloader(engine, clock.now, self.loader.loading, self.trigger)
+        self.loader = Loader(clock.now, self.trigger, self._preflight)
+        self._health = Vitals()
+        self.prober = Prober(clock.now, report, ReaderPool(f"verify-{name}", clock.new_slot))
+        self.unloader = Unloader(clock.now, self.trigger, self.loader.loading, self._preflight)
         self.requests = RequestQueue(self.trigger)
-        engine.alarm(self.trigger)
         self._announce()
 
     async def open(self) -> None:
@@ -113,7 +112,7 @@ class ServerController:
         """Go by another config from the next heartbeat on, which is now."""
         self._wanted = config
         # The next plan may take seconds, while the server is slow to answer.
-        self.retirer.cancel_pending()
+        self.unloader.cancel_pending()
         self.trigger()
 
     def trigger(self) -> None:
@@ -134,11 +133,11 @@ class ServerController:
         self.requests.listen()
         seen = await self._observe(config.heartbeat.patience)
         left = max(0.0, began + config.heartbeat.patience - self._clock.now())
-        ended = self.loader.drain(), self.unloader.drain()
-        await self._take_requests(seen, ended)
+        outcomes, unloaded = self.loader.drain(), self.unloader.drain()
+        await self._take_requests(seen, (outcomes, tuple(one for one in unloaded if isinstance(one, Unloaded))))
         happened = Happened(
-            outcomes=ended[0],
-            unloads=(*ended[1], *self.retirer.drain()),
+            outcomes=outcomes,
+            unloads=unloaded,
             in_flight=(*self.loader.in_flight, *self.prober.in_doubt),
             files=self.watcher.files,
         )
@@ -149,11 +148,12 @@ class ServerController:
         self._report(*plan.events)
         self._desired, events = await self._checkpoint.keep(plan.desired)
         self._report(*events)
-        self.loader.offer(plan)
-        self.retirer.offer(plan)
-        self._report(*self.prober.offer(plan, config))
-        self._report(*await self._health.make(plan.state.server, config.server_health, self._clock.now(), left))
-        self.unloader.offer(plan)
+        if (engine := self._engine) is not None:
+            self.loader.offer(plan, engine)
+            self._report(*self.prober.offer(plan, engine, config))
+            health = await self._health.make(engine, plan.state.server, config.server_health, self._clock.now(), left)
+            self._report(*health)
+            self.unloader.offer(plan, engine)
         self._want_files(plan, config)
         self._publish(plan, began, config)
         self.requests.answer(plan, seen, self._clock.now())
@@ -164,9 +164,20 @@ class ServerController:
         at = self._clock.now()
         try:
             async with asyncio.timeout(patience):
-                return await self._engine.observe(self._trusted())
+                return await self._look_at_server()
         except TimeoutError:
             return too_slow(at, patience)
+
+    async def _look_at_server(self) -> Observation:
+        """Look with the client of the engine that serves there, which is found out anew after whatever casts doubt."""
+        trusted = self._trusted()
+        if self._engine is None or trusted is None or self._engine.in_doubt:
+            found = await self._detector.find()
+            if isinstance(found, Unknown):
+                return found
+            self._engine = found
+            found.on_disconnect(self.trigger)
+        return await self._engine.observe(trusted)
 
     async def _take_requests(self, seen: Observation, ended: tuple[tuple[Outcome, ...], tuple[Unloaded, ...]]) -> None:
         """Take in what was asked for through the control port, each durable before anything comes of it."""
@@ -210,7 +221,7 @@ class ServerController:
         """Take over a config that is new: what it declares is desired from this heartbeat on."""
         if self._config is not self._wanted:
             former, self._config = self._config, self._wanted
-            self._engine.apply(self._config)
+            self._detector.apply(self._config)
             self.loader.concurrency = self._config.restore.concurrency
             self._preflight.apply(self._config)
             before = self._desired

@@ -27,8 +27,7 @@ from lora_sidecar.control.queue import RequestQueue
 from lora_sidecar.controller import Clock, ServerController
 from lora_sidecar.core.errors import LockHeldError, SidecarError
 from lora_sidecar.core.events import Event, EventName, Level, info
-from lora_sidecar.engines.base import Engine
-from lora_sidecar.engines.detect import make
+from lora_sidecar.engines.detect import Detector
 from lora_sidecar.log import EventLog, NonBlockingWriter, configure, set_level
 from lora_sidecar.reload import Reloader
 from lora_sidecar.status.board import Board
@@ -68,7 +67,7 @@ class _Daemon:
         self._config = config
         self._sink = sink
         self._watches: list[ServerController] = []
-        self._engines: list[Engine] = []
+        self._detectors: list[Detector] = []
         self._keepers: list[CheckpointManager] = []
         self._desks: dict[str, RequestQueue] = {}
         self._stopping = asyncio.Event()
@@ -170,9 +169,9 @@ class _Daemon:
             self._metrics.count(server.name, facts)
             self._board.note(server.name, clock.now(), facts)
 
-        engine = make(server, self._config, clock.now, report)
-        self._engines.append(engine)
-        watch = ServerController(server.name, self._config, engine, keeper, self._board, report, clock)
+        detector = Detector(server, self._config, clock.now, report)
+        self._detectors.append(detector)
+        watch = ServerController(server.name, self._config, detector, keeper, self._board, report, clock)
         self._desks[server.name] = watch.requests
         return watch
 
@@ -184,7 +183,6 @@ class _Daemon:
             for watch in self._watches:
                 group.create_task(watch.run(), name="watch")
                 group.create_task(watch.loader.run(), name="restore")
-                group.create_task(watch.retirer.run(), name="retire")
                 group.create_task(watch.prober.run(), name="verify")
                 group.create_task(watch.unloader.run(), name="unload")
                 group.create_task(watch.watcher.run(), name="survey")
@@ -221,8 +219,8 @@ class _Daemon:
             desk.close()
         await self._control.close()
         await asyncio.gather(*(keeper.close(SHUTDOWN_SECONDS / 2) for keeper in self._keepers))
-        for engine in self._engines:
-            await engine.close()
+        for detector in self._detectors:
+            await detector.close()
         await self._ops.close()
         if self._sink.dropped:
             self._journal.write(Event(EventName.LOG_DROPPED, Level.WARNING, {"lines": self._sink.dropped}))

@@ -19,26 +19,25 @@ from lora_sidecar.reconcile.server_health import Health, conditions_of, examine,
 class Vitals:
     """The health of one server."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self) -> None:
         self._health = Health()
 
     async def make(
-        self, server: ServerState, rule: ServerHealthConfig, now: float, patience: float
+        self, engine: Engine, server: ServerState, rule: ServerHealthConfig, now: float, patience: float
     ) -> tuple[Event, ...]:
         """Examine it after a heartbeat; the facts are the conditions that began or ceased to hold.
 
         A question is waited for at most `patience` seconds; without its answer the next heartbeat decides.
         """
         before = self._health
-        pulse = self._engine.pulse
-        suspected = not before.hung and suspects_hang(before, server, pulse, rule, now)
+        activity = engine.activity
+        suspected = not before.hung and suspects_hang(before, server, activity, rule, now)
         try:
             async with asyncio.timeout(patience):
-                halted = suspected and await self._engine.halted()
+                halted = suspected and await engine.is_paused()
         except TimeoutError:
             return ()
-        self._health = examine(before, server, pulse, rule, now, halted=halted)
+        self._health = examine(before, server, activity, rule, now, halted=halted)
         return transitions(conditions_of(before), self.conditions)
 
     @property

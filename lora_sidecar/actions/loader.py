@@ -1,124 +1,93 @@
-"""Carries out the newest plan: as many loads at a time as do no harm, reported and never believed.
+"""Carries out the newest plan's loads: as many at a time as do no harm, reported and never believed.
 
-Four traps are guarded against. A long load must not hold up a heartbeat; so loads have a task of their own, and the
-newest plan wins. A plan made for one life of the server must not be carried out in the next; so a plan of another
-incarnation ends the load under way and drops the rest. And an adapter that was just loaded is still missing from the
-listing that the newest plan was made from; so what is under way, or ended after that listing was asked for, is not
-loaded again, and nothing at all is loaded on such a listing after a load whose failure may be the server's. And each
-load is a pause for all inference, and those of several in flight add up; so there is more than one only while the
-server was just seen to have no requests. The next adapter's files are read meanwhile, so that no load waits for a disk.
+Four traps are guarded against:
+
+* A plan made for one life of the server must not be carried out in the next. A plan of another incarnation ends the
+  loads under way and drops the rest.
+* An adapter that was just loaded is still missing from an older listing. What is under way, or ended after the listing
+  behind the newest plan was asked for, is not loaded again. After a load whose failure may be the server's, nothing at
+  all is loaded until a newer listing.
+* Each load is a pause for all inference, and those of several in flight add up. There is more than one only while the
+  engine says that this does no harm.
+* A load into a sleeping engine destroys it. The engine is asked last of all, and since that may take seconds, whether
+  the load may still be sent is decided after its answer.
+
+The next adapter's files are read meanwhile, so that no load waits for a disk.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, Literal, assert_never
 
+from lora_sidecar.actions.worker import Worker
 from lora_sidecar.core.model import Adapter
 from lora_sidecar.core.outcomes import Accepted, Failure, FailureKind, LoadDeferred, Outcome, Result
 from lora_sidecar.engines.base import Engine
 from lora_sidecar.files.preflight import Inspection, Preflight
 from lora_sidecar.reconcile.state import Plan
 
-_AT_ONCE: Final = 4
-"""Loads in flight at a server without requests: on an H100 four took 0.56 of the time of one, eight took longer.
+_LOOK: Final = 0.25
+"""Seconds that a look for requests may take: a server that does not answer by then has something to do."""
 
-On two cores (vLLM 0.32.0) two to eight took 0.3 to 0.5 of it. Beside one stream, 20 loads of 18 MB made a gap of 27 ms
-one at a time, and one of 270 ms with two or more in flight.
-"""
-
-_FRESH: Final = 0.25
-_THRIFT: Final = 20
-"""How long a look for requests counts at least, in seconds, and how many times its own cost until the next."""
-_BUSY: Final = 1.0
-"""Seconds until the next look at a server that has requests: each look is work for the process that answers them."""
-_TRUSTED: Final = 4.0
-"""Seconds after which a look counts no more, however long it took: requests arrive unasked."""
+_Key = tuple[str, int]
 
 
-class Loader:
-    """The loads of one server. `offer`, `drain`, `loading` and `in_flight` are for its watch, `run` is its task."""
+class Loader(Worker[Outcome]):
+    """The loads of one server."""
 
     def __init__(
-        self,
-        engine: Engine,
-        now: Callable[[], float],
-        finished: Callable[[], None],
-        preflight: Preflight | None = None,
+        self, now: Callable[[], float], finished: Callable[[], None], preflight: Preflight | None = None
     ) -> None:
-        """`finished` is called when a round of loads has ended and only a new listing can say more.
-
-        Without `preflight` every adapter is sent unread.
-        """
-        self._engine = engine
+        """Without `preflight` every adapter is sent unread."""
+        super().__init__(now, finished)
         self._preflight = preflight
-        self._now = now
-        self._finished = finished
-        self._plan: Plan | None = None
         self._next = 0
-        self._offered = asyncio.Event()
-        self._outcomes: list[Outcome] = []
-        self._ended_at: dict[str, float] = {}
-        self._under_way: dict[tuple[str, int], asyncio.Timeout] = {}
-        self._sending: dict[tuple[str, int], Adapter] = {}
-        self._room = asyncio.Event()
+        self._under_way: dict[_Key, asyncio.Timeout] = {}
+        self._turns: set[_Key] = set()
+        self._sending: dict[_Key, Adapter] = {}
+        self._turn_ended = asyncio.Event()
         self._accepted_in: int | None = None
-        self._trust = 0.0
         self._sent = False
-        self._withheld = False
+        self._deferred = False
         self.concurrency: int | Literal["auto"] = "auto"
         self._round_ended_at = float("-inf")
 
-    def offer(self, plan: Plan) -> None:
-        """Replace the plan; one of another incarnation also abandons the load under way."""
+    def offer(self, plan: Plan, engine: Engine) -> None:
+        """See `Worker.offer`; a plan of another incarnation also abandons the loads under way."""
         former = self._plan
-        self._plan, self._next = plan, 0
-        # Not cleared by another incarnation: that one may be a guess, and the load may still take effect.
-        self._ended_at = {name: at for name, at in self._ended_at.items() if at > plan.observed_at}
+        self._next = 0
+        super().offer(plan, engine)
         if former is not None and former.incarnation != plan.incarnation:
             for load in self._under_way.values():
                 load.reschedule(self._now())
-        self._room.set()
-        if plan.restores:
-            self._offered.set()
+        self._turn_ended.set()
 
     def loading(self, name: str) -> bool:
         """Whether a load of that name is under way."""
         return any(name == one for one, _ in self._under_way)
-
-    def drain(self) -> tuple[Outcome, ...]:
-        """The outcomes since the last call."""
-        outcomes, self._outcomes = tuple(self._outcomes), []
-        return outcomes
 
     @property
     def in_flight(self) -> tuple[Adapter, ...]:
         """The loads that were sent and that the server has not answered yet."""
         return tuple(self._sending.values())
 
-    async def run(self) -> None:
-        """Carry out plans for ever."""
-        while True:
-            await self._offered.wait()
-            self._offered.clear()
-            if await self._carry_out():
-                self._finished()
+    def _is_asked_for(self, plan: Plan) -> bool:
+        return bool(plan.restores)
 
     async def _carry_out(self) -> bool:
-        """Load what the newest plan says until nothing is left of it; whether anything was sent."""
         self._sent = False
         async with asyncio.TaskGroup() as group:
-            listening = group.create_task(self._listen_for_traffic(), name="traffic")
             loads: set[asyncio.Task[None]] = set()
             while True:
+                await self._look_for_requests()
                 while len(loads) < self._width() + self._ahead and (step := self._step()) is not None:
                     loads.add(group.create_task(self._load(*step), name="load"))
                 if not loads:
-                    break
+                    return self._sent
                 _, loads = await asyncio.wait(loads, return_when=asyncio.FIRST_COMPLETED)
-            listening.cancel()
-        return self._sent
 
     @property
     def _ahead(self) -> int:
@@ -129,121 +98,130 @@ class Loader:
         """
         return 0 if self._preflight is None or self._accepted_in != self._incarnation() else 1
 
-    def _width(self) -> int:
-        """How many loads may be in flight.
+    def _is_cautious(self) -> bool:
+        """Whether one load is sent at a time, whatever the server has to do.
 
-        One, until one was accepted: a server that can load nothing, or that is killed by the first adapter, is met with
-        a single load. And one while a restore starts slowly: one of its adapters may have killed the engine.
+        Until one was accepted: a server that can load nothing, or that is killed by the first adapter, is met with a
+        single load. And while a restore starts slowly: one of its adapters may have killed the engine.
         """
         plan = self._plan
         if plan is None or self._accepted_in != plan.incarnation:
-            return 1
-        if plan.state.slow_start.is_slow:
-            return 1
-        if self.concurrency == "auto":
-            return _AT_ONCE if self._now() < self._engine.quiet_at + self._trust else 1
-        return self.concurrency
+            return True
+        return plan.state.slow_start.is_slow
 
-    async def _listen_for_traffic(self) -> None:
-        """Find out again and again, for as long as a round lasts, whether the server has requests to answer."""
-        oldest = self._now() - _FRESH
-        while True:
-            asked_at = self._now()
-            if self.concurrency == "auto":
-                await self._engine.look_for_requests(oldest)
-            is_quiet = self._engine.quiet_at >= oldest
-            pause = max(_FRESH if is_quiet else _BUSY, _THRIFT * (self._now() - asked_at))
-            self._trust = min(2 * pause, _TRUSTED)
-            self._room.set()
-            await asyncio.sleep(pause)
-            oldest = self._now()
+    def _width(self) -> int:
+        """How many loads may be in flight."""
+        if self._is_cautious():
+            return 1
+        if self.concurrency != "auto":
+            return self.concurrency
+        return 1 if self._engine is None else self._engine.loads_at_once
 
-    def _step(self) -> tuple[Adapter, Plan] | None:
+    async def _look_for_requests(self) -> None:
+        """Have the engine's client know how many loads do no harm, where that matters."""
+        plan, engine = self._plan, self._engine
+        if plan is None or engine is None or self.concurrency != "auto" or self._is_cautious():
+            return
+        if self._is_waited_for(plan):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK):
+                    await engine.look_for_requests()
+            self._turn_ended.set()
+
+    def _is_waited_for(self, plan: Plan) -> bool:
+        """Whether another load is to be sent after those that have their turn."""
+        return self._next < len(plan.restores) or len(self._under_way) > len(self._turns)
+
+    def _step(self) -> tuple[Adapter, Plan, Engine] | None:
         """The next adapter to load, and the plan that says so."""
-        plan = self._plan
-        if plan is None or plan.observed_at < self._round_ended_at:
+        plan, engine = self._plan, self._engine
+        if plan is None or engine is None or plan.observed_at < self._round_ended_at:
             return None
         while self._next < len(plan.restores):
             adapter = plan.restores[self._next]
             self._next += 1
-            under_way = (adapter.name, plan.incarnation) in self._under_way
-            if not under_way and self._ended_at.get(adapter.name, float("-inf")) <= plan.observed_at:
+            key = adapter.name, plan.incarnation
+            if key not in self._under_way and self._is_due(adapter.name, plan):
                 # From here on it counts as under way: its task may begin only after the next step.
-                self._under_way[adapter.name, plan.incarnation] = asyncio.timeout(None)
-                return adapter, plan
+                self._under_way[key] = asyncio.timeout(None)
+                return adapter, plan, engine
         return None
 
-    async def _load(self, adapter: Adapter, plan: Plan) -> None:
-        incarnation = plan.incarnation
+    async def _load(self, adapter: Adapter, plan: Plan, engine: Engine) -> None:
+        key = adapter.name, plan.incarnation
         began = self._now()
         waited = 0.0
         sent = False
-        result: Result
+        result: Result | None = None
         looked = Inspection()
         try:
-            async with self._under_way[adapter.name, incarnation]:
+            async with self._under_way[key]:
                 if self._preflight is not None:
                     # An engine that slept a moment ago may do so for hours: the weights are not read over and over.
-                    looked = await self._preflight.inspect(adapter, incarnation, warm=not self._withheld)
-                answer: Result | None = looked.refusal
-                if not self._is_wanted(adapter, plan):
-                    return
-                while answer is None:
-                    waited += await self._admission()
-                    if not self._is_wanted(adapter, plan):
-                        return
-                    sent = True
-                    answer = await self._send(adapter, incarnation)
-                    sent = answer is not None
-                result = answer
+                    looked = await self._preflight.inspect(adapter, plan.incarnation, warm=not self._deferred)
+                if self._is_wanted(adapter, plan):
+                    result = looked.refusal
+                while result is None and self._is_wanted(adapter, plan):
+                    waited += await self._turn()
+                    self._turns.add(key)
+                    try:
+                        result = await engine.load_blocked(plan.incarnation)
+                        # To ask takes seconds where the server hangs: what was decided before it may not hold any more.
+                        sent = result is None and self._may_send(adapter, plan)
+                        if sent:
+                            result = await self._send(adapter, plan.incarnation, engine)
+                    finally:
+                        self._turns.discard(key)
+                        self._turn_ended.set()
         except TimeoutError:
-            if not sent:
-                return
-            result = Failure(FailureKind.AMBIGUOUS, "abandoned: the server restarted")
+            result = Failure(FailureKind.AMBIGUOUS, "abandoned: the server restarted") if sent else None
         finally:
-            del self._under_way[adapter.name, incarnation]
-        ended = self._now()
-        self._outcomes.append(Outcome(adapter, incarnation, result, ended, ended - began - waited, looked.looked))
-        if incarnation == self._incarnation():
-            self._ended_at[adapter.name] = ended
-        if isinstance(result, Accepted):
-            self._accepted_in = incarnation
-        self._withheld = isinstance(result, LoadDeferred)
-        self._sent = self._sent or not self._withheld
-        if _ends_round(result) and incarnation == self._incarnation():
-            self._round_ended_at = ended
+            del self._under_way[key]
+        if result is not None:
+            ended = self._now()
+            self._note(Outcome(adapter, plan.incarnation, result, ended, ended - began - waited, looked.looked))
 
-    async def _admission(self) -> float:
+    def _note(self, outcome: Outcome) -> None:
+        self._ended.append(outcome)
+        is_of_this_life = outcome.incarnation == self._incarnation()
+        if is_of_this_life:
+            self._ended_at[outcome.adapter.name] = outcome.at
+        if isinstance(outcome.result, Accepted):
+            self._accepted_in = outcome.incarnation
+        self._deferred = isinstance(outcome.result, LoadDeferred)
+        self._sent = self._sent or not self._deferred
+        if is_of_this_life and _ends_round(outcome.result):
+            self._round_ended_at = outcome.at
+
+    async def _turn(self) -> float:
         """Wait until another load may be in flight; the seconds that it took."""
         began = self._now()
-        while len(self._sending) >= self._width():
-            self._room.clear()
-            await self._room.wait()
+        while len(self._turns) >= self._width():
+            self._turn_ended.clear()
+            await self._turn_ended.wait()
         return self._now() - began
 
+    def _may_send(self, adapter: Adapter, plan: Plan) -> bool:
+        """Whether a load that has its turn may be sent: it is wanted, and all that have theirs may be in flight."""
+        return self._is_wanted(adapter, plan) and len(self._turns) <= self._width()
+
     def _is_wanted(self, adapter: Adapter, plan: Plan) -> bool:
-        """Whether the newest plan still says so: while its files were read, the server may have gone."""
+        """Whether the newest plan still says so: meanwhile the server may have gone."""
         newest = self._plan
         if newest is None or newest.incarnation != plan.incarnation or self._round_ended_at > newest.observed_at:
             return False
         return newest is plan or adapter in newest.restores
 
-    async def _send(self, adapter: Adapter, incarnation: int) -> Result | None:
-        """What came of a load; None where it was not sent, since meanwhile there was no room for it any more."""
-        # Noted here and not before: what kills a server is a load, and no reading of ours.
+    async def _send(self, adapter: Adapter, incarnation: int, engine: Engine) -> Accepted | Failure:
+        # Noted here and not before: what kills a server is a load, and no question of ours.
         self._sending[adapter.name, incarnation] = adapter
         try:
-            result = await self._engine.load(adapter, incarnation, self._has_room)
+            result = await engine.load(adapter)
         finally:
             del self._sending[adapter.name, incarnation]
-            self._room.set()
-        if self._preflight is not None and result is not None:
+        if self._preflight is not None:
             self._preflight.learn(result, incarnation)
         return result
-
-    def _has_room(self) -> bool:
-        """Whether all that are noted as sent may be in flight: the look that let them in may have become old."""
-        return len(self._sending) <= self._width()
 
     def _incarnation(self) -> int | None:
         return None if self._plan is None else self._plan.incarnation

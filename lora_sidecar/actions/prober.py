@@ -39,11 +39,9 @@ _REFUSALS: Final = 2
 class Prober:
     """The probes of one server. `offer` and `conditions` are for its watch, `run` is its task."""
 
-    def __init__(
-        self, engine: Engine, now: Callable[[], float], report: Callable[..., None], slots: ReaderPool
-    ) -> None:
-        """`report` takes facts, in `slots` the disk is waited for."""
-        self._engine = engine
+    def __init__(self, now: Callable[[], float], report: Callable[..., None], slots: ReaderPool) -> None:
+        """`report` takes events, in `slots` the disk is waited for."""
+        self._engine: Engine | None = None
         self._now = now
         self._report = report
         self._slots = slots
@@ -59,9 +57,9 @@ class Prober:
         self._asking: Adapter | None = None
         self._unanswered_at = float("inf")
 
-    def offer(self, plan: Plan, config: Config) -> tuple[Event, ...]:
-        """Go by the newest plan and config; the facts are the conditions that began or ceased to hold."""
-        self._plan, self._config = plan, config
+    def offer(self, plan: Plan, engine: Engine, config: Config) -> tuple[Event, ...]:
+        """Go by the newest plan and config; the events are the conditions that began or ceased to hold."""
+        self._plan, self._engine, self._config = plan, engine, config
         if plan.verdict is not Verdict.UNKNOWN and plan.observed_at > self._unanswered_at:
             # The server outlived it.
             self._asking = None
@@ -116,51 +114,46 @@ class Prober:
         return {card.name: card.path for card in cards if card.name in plan.desired.adapters}
 
     async def _probe(self, name: str) -> None:
-        plan, config = self._plan, self._config
-        if plan is None or config is None or plan.state.last is None or not plan.state.last.bases:
+        plan, engine, config = self._plan, self._engine, self._config
+        if plan is None or engine is None or config is None or plan.state.last is None or not plan.state.last.bases:
             return
         self._trials = current(self._trials, self._listed(plan))
         before, life = self._trials, self._life
         trial = before.get(name)
         if trial is None:
             return
-        unfit = await self._engine.unfit(config.verify.busy_above)
-        self._obstacle = unfit.obstacle if unfit is not None else ""
-        if unfit is not None:
+        blocked = await engine.probe_blocked(config.verify.busy_above)
+        self._obstacle = blocked.obstacle if blocked is not None else ""
+        if blocked is not None:
             self._resume_at = self._now() + config.verify.interval
-            if unfit.halted:
+            if blocked.halted:
                 # After a sleep each has to be proven anew.
                 self._settle(life, before, {n: ProbeRecord(t.path) for n, t in before.items()})
             return
         if await self._files_gone(trial.path, plan):
             self._settle(life, before, {**before, name: judge(trial, _UNASKED, _UNASKED, self._now())})
             return
-        base = await self._engine.ask(plan.state.last.bases[0].id, trial.prompt, None)
-        said = base if isinstance(base, ProbeFailure) else await self._ask(_loaded(plan, trial, name), trial.prompt)
+        base = await engine.ask(plan.state.last.bases[0].id, trial.prompt, None)
+        said: Answer = base
+        if not isinstance(base, ProbeFailure):
+            said = await self._ask(engine, _loaded(plan, trial, name), trial.prompt)
         if isinstance(base, ProbeFailure):
             self._refused += 1
         else:
             self._refused = 0
             if isinstance(said, ProbeFailure):
-                base = await self._fair(base, said, plan.state.last.bases[0].id, trial.prompt)
+                base = await _fair(engine, base, said, plan.state.last.bases[0].id, trial.prompt)
         if isinstance(base, ProbeFailure) and base.status is not None and self._refused >= _REFUSALS:
             self._obstacle = f"the base model answers no completion with log-probabilities: {base.message}"
         self._settle(life, before, {**before, name: judge(trial, base, said, self._now())})
 
-    async def _ask(self, adapter: Adapter, prompt: str) -> Answer:
+    async def _ask(self, engine: Engine, adapter: Adapter, prompt: str) -> Answer:
         self._asking, self._unanswered_at = adapter, float("inf")
-        said = await self._engine.ask(adapter.name, prompt, _ADAPTER_DEADLINE)
+        said = await engine.ask(adapter.name, prompt, _ADAPTER_DEADLINE)
         if isinstance(said, ProbeAnswer):
             self._asking = None
         self._unanswered_at = self._now()
         return said
-
-    async def _fair(self, base: ProbeAnswer, said: ProbeFailure, model: str, prompt: str) -> ProbeAnswer | ProbeFailure:
-        """What the base model says after the adapter failed; a wait counts only in an engine that does nothing else."""
-        if said.status is None and await self._engine.unfit(0) is not None:
-            return said
-        again = await self._engine.ask(model, prompt, _ADAPTER_DEADLINE)
-        return base if isinstance(again, ProbeAnswer) else again
 
     def _settle(self, life: int | None, before: Trials, after: Trials) -> None:
         """Take the result over, unless the server has restarted or the listing has changed meanwhile."""
@@ -181,6 +174,16 @@ class Prober:
             return await self._slots.run(path, lambda: folder.parent.is_dir() and not is_complete(path), _LOOK_DEADLINE)
         except (TimeoutError, OSError):
             return True
+
+
+async def _fair(
+    engine: Engine, base: ProbeAnswer, said: ProbeFailure, model: str, prompt: str
+) -> ProbeAnswer | ProbeFailure:
+    """What the base model says after the adapter failed; a wait counts only in an engine that does nothing else."""
+    if said.status is None and await engine.probe_blocked(0) is not None:
+        return said
+    again = await engine.ask(model, prompt, _ADAPTER_DEADLINE)
+    return base if isinstance(again, ProbeAnswer) else again
 
 
 def _loaded(plan: Plan, trial: ProbeRecord, name: str) -> Adapter:

@@ -28,7 +28,7 @@ from lora_sidecar.core.events import Event
 from lora_sidecar.core.model import Adapter, Desired, Incarnation
 from lora_sidecar.core.observation import Observation, Observed, Reason, Unknown
 from lora_sidecar.core.text import printable
-from lora_sidecar.engines.detect import make
+from lora_sidecar.engines.detect import Detector
 from lora_sidecar.files.preflight import Inspection, Preflight
 from lora_sidecar.reconcile.backoff import Now
 from lora_sidecar.reconcile.desired import declare
@@ -124,11 +124,12 @@ def _seen(name: str, seen: Observation) -> Finding:
 async def _observe(server: ServerConfig, config: Config) -> Observation:
     """One look at the server; raises `SidecarError` where it cannot be asked at all."""
     servers = tuple(server if one.name == server.name else one for one in config.servers)
-    engine = make(server, replace(config, servers=servers), asyncio.get_running_loop().time, _unheard)
+    detector = Detector(server, replace(config, servers=servers), asyncio.get_running_loop().time, _unheard)
     try:
-        return await engine.observe(None)
+        found = await detector.find()
+        return found if isinstance(found, Unknown) else await found.observe(None)
     finally:
-        await engine.close()
+        await detector.close()
 
 
 def _unmeasured(name: str, server: ServerConfig, looks: Iterable[Inspection]) -> Iterator[Finding]:

@@ -15,9 +15,12 @@ NAME_LENGTH_SHOWN = 256
 """How many characters of a name one log line shows; no name that is desired has more."""
 
 
-def printable(name: str) -> str:
-    """A name fit for a line: a listing may hold names that clients chose, with control characters or without end."""
-    short = name if len(name) <= NAME_LENGTH_SHOWN else name[: NAME_LENGTH_SHOWN - 1] + "…"
+def printable(name: str, most: int = NAME_LENGTH_SHOWN) -> str:
+    """A name fit for a line: a listing may hold names that clients chose, with control characters or without end.
+
+    What has more than `most` characters is cut.
+    """
+    short = name if len(name) <= most else name[: most - 1] + "…"
     return short if short.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in short)
 
 

@@ -7,6 +7,7 @@ is ambiguous; that is decided here once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final
 
@@ -16,9 +17,12 @@ from lora_sidecar.config.values import format_duration
 from lora_sidecar.core.observation import Reason, Unknown
 from lora_sidecar.core.outcomes import Accepted, Failure, FailureKind
 from lora_sidecar.engines.http import Reply, RequestError
-from lora_sidecar.engines.vllm_refusals import error_text, sentence
+from lora_sidecar.engines.text import error_text, sentence
 
 _ANSWER_LIMIT: Final = 8192
+
+Classify = Callable[[int, bytes], Accepted | Failure]
+"""What an engine's answer to a load or an unload means, by its status and body."""
 
 _HINTS: Final = {
     Reason.REFUSED: "nothing listens there; a server refuses connections until it is ready",
@@ -72,15 +76,16 @@ def absent_base(served: list[str], wanted: str | None) -> RequestError | None:
     return None
 
 
-def unanswered(broken: RequestError) -> Failure:
-    """A load or unload without an answer: ambiguous, unless it never left."""
-    unsent = FailureKind.LOCAL if broken.reason is Reason.LOCAL else FailureKind.ENGINE
-    kind = FailureKind.AMBIGUOUS if broken.sent else unsent
-    return Failure(kind, sentence(f"{broken.reason.value}: {broken.detail}"))
+def settled(result: Reply | RequestError, classify: Classify) -> Accepted | Failure:
+    """What a load or unload came to. Without an answer that is ambiguous, unless the request never left.
 
-
-def kept(result: Accepted | Failure, reply: Reply) -> Accepted | Failure:
-    """The result with the server's own answer, where that is short enough to be passed on and kept."""
-    if isinstance(result, Accepted) or len(reply.body) > _ANSWER_LIMIT:
-        return result
-    return replace(result, answer=reply.body)
+    The server's own answer is kept with a refusal, where it is short enough to be passed on.
+    """
+    if isinstance(result, RequestError):
+        unsent = FailureKind.LOCAL if result.reason is Reason.LOCAL else FailureKind.ENGINE
+        kind = FailureKind.AMBIGUOUS if result.sent else unsent
+        return Failure(kind, sentence(f"{result.reason.value}: {result.detail}"))
+    outcome = classify(result.status, result.body)
+    if isinstance(outcome, Accepted) or len(result.body) > _ANSWER_LIMIT:
+        return outcome
+    return replace(outcome, answer=result.body)

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ssl
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import aiohttp
 from msgspec import Struct
+from tenacity import AsyncRetrying, RetryCallState, retry_if_result, stop_after_attempt, wait_fixed
 
 from lora_sidecar import __version__
 from lora_sidecar.config.inventory import ServerConfig, TlsConfig
@@ -24,11 +26,6 @@ from lora_sidecar.core.errors import SidecarError
 from lora_sidecar.core.observation import Reason
 from lora_sidecar.engines.sockets import outgoing
 from lora_sidecar.threads import BlockingCall
-
-if TYPE_CHECKING:
-    import ssl
-
-    from tenacity import RetryCallState
 
 BODY_CAP: Final = 16 * 1024 * 1024
 """Bytes of a body that are read; a listing of 10,000 adapters has 5 MB."""
@@ -116,9 +113,6 @@ class Transport:
         if not _broke_off(result):
             return result
         self.retries += 1
-        # Seldom needed, so it is not imported by every pod at its start.
-        from tenacity import AsyncRetrying, retry_if_result, stop_after_attempt, wait_fixed  # noqa: PLC0415
-
         attempts = AsyncRetrying(
             stop=stop_after_attempt(_TRIES - 1),
             wait=wait_fixed(_PAUSE),
@@ -176,7 +170,7 @@ def _broken(error: Exception) -> RequestError:
     """What a failed request was; an error that says nothing of the connection is taken to have reached the server."""
     detail = str(error) or type(error).__name__
     match error:
-        case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientConnectorSSLError():
+        case aiohttp.ClientSSLError():
             return RequestError(Reason.TLS, detail, sent=False)
         case aiohttp.ClientConnectorDNSError():
             return RequestError(Reason.UNREACHABLE, detail, sent=False)
@@ -189,7 +183,7 @@ def _broken(error: Exception) -> RequestError:
             return RequestError(Reason.RESET, f"the answer broke off: {detail}", sent=True)
         case aiohttp.ClientResponseError():
             return RequestError(Reason.WRONG_SERVER, f"the answer is not HTTP: {error.message}", sent=True)
-        case OSError() if _is_of_tls(error):
+        case ssl.SSLError():
             return RequestError(Reason.TLS, detail, sent=True)
         case OSError() if error.errno in _OUT_OF_DESCRIPTORS:
             return RequestError(Reason.LOCAL, detail, sent=False)
@@ -197,11 +191,6 @@ def _broken(error: Exception) -> RequestError:
             return RequestError(Reason.RESET, detail, sent=True)
         case _:
             return RequestError(Reason.WRONG_SERVER, detail, sent=True)
-
-
-def _is_of_tls(error: OSError) -> bool:
-    """Whether an error is an `ssl.SSLError`; asked so that where none can occur, OpenSSL is not loaded."""
-    return any(kind.__module__ == "ssl" for kind in type(error).__mro__)
 
 
 _OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
@@ -237,8 +226,6 @@ def _connector(server: ServerConfig, context: ssl.SSLContext | None) -> tuple[st
 
 def ssl_context(tls: TlsConfig) -> ssl.SSLContext:
     """How a server's certificate is verified; raises `SidecarError` where a file cannot be used."""
-    import ssl  # noqa: PLC0415 - loads OpenSSL, which most pods do without
-
     try:
         context = ssl.create_default_context(cafile=tls.ca_file)
         if tls.cert_file is not None:

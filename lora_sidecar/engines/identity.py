@@ -1,4 +1,4 @@
-"""Which engine an answer comes from. Pure: bytes in, a value out.
+"""Which engine an answer comes from. Pure: answers in, a value out.
 
 The trap guarded against is a guess. vLLM and SGLang list their models on one route and load adapters on different ones,
 and a load sent to the wrong route of the right server, or to the wrong server, is not made good by its error. So only
@@ -14,6 +14,9 @@ from enum import StrEnum
 
 import msgspec
 from msgspec import Struct
+
+from lora_sidecar.engines.listing import Listing
+from lora_sidecar.engines.text import UNREADABLE
 
 
 class Kind(StrEnum):
@@ -33,15 +36,6 @@ class Identity(Struct, frozen=True):
 _OWNERS = {"vllm": Kind.VLLM, "vllm-frontend-rs": Kind.VLLM, "sglang": Kind.SGLANG}
 
 
-class _Card(Struct):
-    owned_by: str = ""
-    parent: str | None = None
-
-
-class _Cards(Struct):
-    data: list[_Card]
-
-
 class _Version(Struct):
     version: str
 
@@ -51,23 +45,15 @@ class _ModelInfo(Struct):
     is_generation: bool
 
 
-_CARDS = msgspec.json.Decoder(_Cards)
 _VERSION = msgspec.json.Decoder(_Version)
 _MODEL_INFO = msgspec.json.Decoder(_ModelInfo)
 
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
-
-def by_owner(body: bytes) -> Identity | None:
-    """The engine that the base models of a `/v1/models` name as their owner; None unless all name one that is known."""
-    try:
-        cards = _CARDS.decode(body).data
-    except _UNREADABLE:
+def by_owner(listing: Listing) -> Identity | None:
+    """The engine that the base models of a listing name as their owner; None unless all name one that is known."""
+    if len(listing.owners) != 1:
         return None
-    owners = {card.owned_by for card in cards if card.parent is None}
-    if len(owners) != 1:
-        return None
-    owner = owners.pop()
+    (owner,) = listing.owners
     return Identity(_OWNERS[owner], f"/v1/models is owned by {owner}") if owner in _OWNERS else None
 
 
@@ -75,7 +61,7 @@ def by_version(body: bytes) -> Identity | None:
     """The engine that answered `/version` so; None if it may be any."""
     try:
         version = _VERSION.decode(body).version
-    except _UNREADABLE:
+    except UNREADABLE:
         return None
     return Identity(Kind.VLLM, f"/version answers {version[:64]}") if version.isprintable() else None
 
@@ -84,6 +70,6 @@ def by_model_info(body: bytes) -> Identity | None:
     """The engine that answered `/model_info` so; None if it may be any."""
     try:
         _MODEL_INFO.decode(body)
-    except _UNREADABLE:
+    except UNREADABLE:
         return None
     return Identity(Kind.SGLANG, "/model_info answers as SGLang's does")

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from lora_sidecar.core.outcomes import Accepted, Failure, FailureKind
-from lora_sidecar.engines.vllm_refusals import error_text, sentence
+from lora_sidecar.engines.text import UNREADABLE, error_text, folded, named, sentence
 
 
 class ServerInfo(Struct, frozen=True):
@@ -50,14 +50,13 @@ class _Update(Struct):
 
 _INFO: Final = msgspec.json.Decoder(_Info)
 _UPDATE: Final = msgspec.json.Decoder(_Update)
-_UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def decode_server_info(body: bytes) -> ServerInfo | str:
     """Read `/server_info`; a text says why it cannot be read."""
     try:
         info = _INFO.decode(body)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         return f"not the server's settings: {sentence(str(error))}"
     if info.max_loaded_loras is not None and info.max_loaded_loras < 1:
         return f"not the server's settings: max_loaded_loras is {info.max_loaded_loras}"
@@ -102,7 +101,7 @@ def classify_unload(status: int, body: bytes) -> Accepted | Failure:
 def _update(body: bytes) -> _Update | None:
     try:
         return _UPDATE.decode(body)
-    except _UNREADABLE:
+    except UNREADABLE:
         return None
 
 
@@ -112,21 +111,21 @@ def _text(update: _Update | None, body: bytes) -> str:
 
 
 def _failure(status: int, text: str) -> Failure:
-    kind = _kind(status, " ".join(text.lower().split()))
+    kind = _kind(status, folded(text))
     if kind is FailureKind.UNAUTHORIZED:
         text = f"{text} (with --admin-api-key only that key loads adapters: servers[].admin_api_key_file names it)"
-    return Failure(kind, sentence(text) or f"HTTP {status} without a message", status)
+    return Failure(kind, named(status, text), status)
 
 
-def _kind(status: int, folded: str) -> FailureKind:
+def _kind(status: int, searched: str) -> FailureKind:
     if status in (401, 403):
         return FailureKind.UNAUTHORIZED
     if status in (404, 405):
         return FailureKind.SERVER_SETUP
-    if folded in _KEY_ERRORS:
+    if searched in _KEY_ERRORS:
         return FailureKind.ADAPTER
     for kind, fragments in _FRAGMENTS:
-        if any(fragment in folded for fragment in fragments):
+        if any(fragment in searched for fragment in fragments):
             return kind
     return FailureKind.ENGINE if status in (429, 503) else FailureKind.UNCLASSIFIED
 

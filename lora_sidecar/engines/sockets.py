@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import socket
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from aiohttp import AddrInfoType
+from aiohttp import AddrInfoType
 
 _TRIES: Final = 8
 _ANY: Final = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}

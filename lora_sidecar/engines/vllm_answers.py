@@ -10,103 +10,29 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Final
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
-from lora_sidecar.core.observation import BaseModel, Listed
 from lora_sidecar.core.outcomes import Answer, ProbeAnswer, ProbeFailure
-from lora_sidecar.engines.vllm_refusals import decoded, sentence, sentence_of
+from lora_sidecar.engines import listing as listings
+from lora_sidecar.engines.listing import BadListing, Listing
+from lora_sidecar.engines.text import UNREADABLE, decoded, sentence
+from lora_sidecar.engines.vllm_refusals import sentence_of
 
-
-class Listing(Struct, frozen=True):
-    """The cards of one good `/v1/models`: base models, and adapters in the order in which they were loaded.
-
-    `rust` is whether vLLM's Rust frontend wrote it, which lists the real paths of folders.
-    """
-
-    bases: tuple[BaseModel, ...]
-    adapters: tuple[Listed, ...]
-    rust: bool = False
-
-
-class BadListing(Struct, frozen=True):
-    """A body that is not a listing, and why."""
-
-    why: str
-
-
-class _Card(Struct, gc=False):
-    id: str
-    root: str | None = None
-    parent: str | None = None
-    owned_by: str = ""
-
-
-class _Body(Struct):
-    object: str
-    data: list[_Card]
-
-
-_RUST = "vllm-frontend-rs"
-_LISTING = msgspec.json.Decoder(_Body)
-
-
-class Listings:
-    """Reads one listing after another; one that says the same as the one before is that very object.
-
-    Bytes tell nothing: `created` and the permissions' ids are new in each answer (vLLM 0.32.0). So the three fields
-    that count are decoded and compared, and nothing is built from them unless they changed.
-    """
-
-    def __init__(self) -> None:
-        self._cards: list[_Card] | None = None
-        self._listing: Listing | None = None
-
-    def decode(self, body: bytes) -> Listing | BadListing:
-        """Read `/v1/models`, as `decode_listing` does."""
-        cards = _decode_cards(body)
-        if isinstance(cards, BadListing):
-            return cards
-        if self._listing is None or cards != self._cards:
-            listing = _listing_of(cards)
-            if isinstance(listing, BadListing):
-                return listing
-            self._cards, self._listing = cards, listing
-        return self._listing
+_RUST: Final = "vllm-frontend-rs"
 
 
 def decode_listing(body: bytes) -> Listing | BadListing:
-    """Read `/v1/models`. A card with a `parent` is an adapter; `root` is then the path it was loaded from.
-
-    Equal cards count once (vLLM to 0.9.2 can register one adapter twice), and an adapter named like a base model is
-    left out (vLLM to 0.30 accepts one, and serves the base model for it); one name with two paths cannot be trusted.
-    """
-    cards = _decode_cards(body)
-    return cards if isinstance(cards, BadListing) else _listing_of(cards)
-
-
-def _decode_cards(body: bytes) -> list[_Card] | BadListing:
-    try:
-        decoded = _LISTING.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        return BadListing(f"not a list of models: {sentence(str(error))}")
-    if decoded.object != "list":
-        return BadListing(f"not a list of models: its object is {sentence(decoded.object)!r}")
-    return decoded.data
-
-
-def _listing_of(cards: list[_Card]) -> Listing | BadListing:
-    bases = tuple(BaseModel(card.id, card.root or card.id) for card in cards if card.parent is None)
-    served = {base.id for base in bases}
-    listed = [Listed(c.id, c.root or "", c.parent) for c in cards if c.parent is not None and c.id not in served]
-    adapters = tuple(dict.fromkeys(listed))
-    if len({card.name for card in adapters}) != len(adapters) or len(served) != len(bases):
-        return BadListing("the same model is listed twice")
-    rust = any(card.owned_by == _RUST for card in cards)
-    if rust and any(card.root is None for card in cards):
+    """Read `/v1/models`, as `listing.decode_listing` does; vLLM's Rust frontend lists the real paths of folders."""
+    listing = listings.decode_listing(body)
+    if isinstance(listing, BadListing) or _RUST not in listing.owners:
+        return listing
+    if listing.rootless:
         return BadListing("by a version of vLLM's Rust frontend that does not tell adapters from models")
-    return Listing(bases, adapters, rust)
+    return replace(listing, resolves_paths=True)
 
 
 _START_TIME = re.compile(rb"^process_start_time_seconds(?:\{[^}]*\})? (\S+)", re.MULTILINE)
@@ -205,7 +131,7 @@ def decode_completion(status: int, body: bytes) -> Answer:
         return ProbeFailure(sentence_of(status, body), status)
     try:
         decoded = _COMPLETION.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         return ProbeFailure(f"not a completion with log-probabilities: {sentence(str(error))}", status)
     if not decoded.choices or not decoded.choices[0].logprobs.top_logprobs:
         return ProbeFailure("a completion without log-probabilities", status)

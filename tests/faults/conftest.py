@@ -15,12 +15,13 @@ from lora_sidecar.config.load import parse
 from lora_sidecar.config.settings import Config
 from lora_sidecar.controller import Clock, ServerController
 from lora_sidecar.core.events import Event
+from lora_sidecar.engines.detect import Detector
 from lora_sidecar.engines.vllm import Vllm
 from lora_sidecar.status.board import Board
 from tests.faults.rude import RudeServer
 
 CONFIG = """
-servers: [{{name: vllm, url: "{url}"}}]
+servers: [{{name: vllm, url: "{url}", engine: vllm}}]
 adapters: [{{name: sql, path: /adapters/sql}}]
 heartbeat: {{probe_timeout: 500ms, list_timeout: 700ms}}
 restore: {{timeout: 1s}}
@@ -50,7 +51,7 @@ async def engine(config: Config) -> AsyncIterator[Vllm]:
 
 
 @pytest_asyncio.fixture
-async def watch(config: Config, engine: Vllm, tmp_path: Path) -> AsyncIterator[ServerController]:
+async def watch(config: Config, tmp_path: Path) -> AsyncIterator[ServerController]:
     """A watch whose heartbeats the test makes itself; it never gets to load anything by itself."""
     now = asyncio.get_running_loop().time
     keeper = CheckpointManager(Store(str(tmp_path), "vllm", "json"), config.checkpoint.timeout, now)
@@ -58,7 +59,9 @@ async def watch(config: Config, engine: Vllm, tmp_path: Path) -> AsyncIterator[S
     def report(*facts: Event) -> None:
         del facts
 
-    watch = ServerController("vllm", config, engine, keeper, Board(("vllm",)), report, Clock(now, lambda: 0.5))
+    detector = Detector(config.servers[0], config, now, report)
+    watch = ServerController("vllm", config, detector, keeper, Board(("vllm",)), report, Clock(now, lambda: 0.5))
     await watch.open()
     yield watch
+    await detector.close()
     await keeper.close(1.0)

@@ -30,7 +30,7 @@ async def test_no_connection_is_used_twice(rude: RudeServer, engine: Vllm) -> No
     await engine.observe(None)
     rude.requests.clear()
     for _ in range(1000):
-        assert await engine.load(SQL, 1) == Accepted()
+        assert await engine.load(SQL) == Accepted()
     assert len(rude.requests) == 1000
     assert rude.kept == 0
 

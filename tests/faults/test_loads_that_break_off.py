@@ -26,7 +26,7 @@ async def test_a_load_that_broke_off_is_ambiguous_and_never_sent_again(
 ) -> None:
     """It may have been received: only a listing can tell, so it is sent once."""
     rude.misbehave(LOAD, BROKEN[name])
-    result = await engine.load(SQL, 1)
+    result = await engine.load(SQL)
     assert isinstance(result, Failure)
     assert result.kind is FailureKind.AMBIGUOUS
     assert [request for request in rude.requests if request[0] == "POST"] == [("POST", LOAD)]
@@ -34,9 +34,9 @@ async def test_a_load_that_broke_off_is_ambiguous_and_never_sent_again(
 
 async def test_a_load_that_never_left_blames_no_adapter(rude: RudeServer, engine: Vllm) -> None:
     """Where nobody listens any more, nothing can have taken effect."""
-    assert await engine.load(SQL, 1) == Accepted()
+    assert await engine.load(SQL) == Accepted()
     await rude.__aexit__(None, None, None)
-    result = await engine.load(SQL, 1)
+    result = await engine.load(SQL)
     assert isinstance(result, Failure)
     assert result.kind is FailureKind.ENGINE
 
@@ -44,7 +44,7 @@ async def test_a_load_that_never_left_blames_no_adapter(rude: RudeServer, engine
 async def test_a_redirected_load_is_not_followed(rude: RudeServer, engine: Vllm) -> None:
     """A redirect would turn the POST into a GET that answers 200."""
     rude.misbehave(LOAD, says(http(302, b"", "Location: /health")))
-    result = await engine.load(SQL, 1)
+    result = await engine.load(SQL)
     assert isinstance(result, Failure)
     assert result.kind is FailureKind.UNCLASSIFIED
     assert ("GET", "/health") not in rude.requests

@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_sidecar.core.outcomes import Failure
-from lora_sidecar.engines.vllm_answers import BadListing, Listing, decode_is_sleeping, decode_listing, decode_metrics
-from lora_sidecar.engines.vllm_refusals import MESSAGE_LIMIT, classify_load, classify_unload, error_text
+from lora_sidecar.engines.listing import BadListing, Listing
+from lora_sidecar.engines.text import MESSAGE_LIMIT, error_text
+from lora_sidecar.engines.vllm_answers import decode_is_sleeping, decode_listing, decode_metrics
+from lora_sidecar.engines.vllm_refusals import classify_load, classify_unload
 
 
 def _listing(cards: list[dict[str, Any]]) -> bytes:

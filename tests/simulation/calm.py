@@ -14,7 +14,7 @@ from unittest.mock import patch
 from lora_sidecar.core.conditions import ConditionType
 from lora_sidecar.core.model import Origin
 from lora_sidecar.core.paths import same_path
-from lora_sidecar.engines import vllm
+from lora_sidecar.engines import base
 from lora_sidecar.reconcile.capacity import TRIED_AGAIN
 from lora_sidecar.reconcile.flapping import RESTARTS, WINDOW
 from lora_sidecar.reconcile.outage import Phase
@@ -186,8 +186,8 @@ async def _live(seed: int, folder: Path, *, tell: bool) -> Report:
     world.say("fate", f"seed {seed}: {traits}")
     began = world.now
     with (
-        patch.object(vllm, "Transport", world.network.transport),
-        patch.object(vllm, "LivenessConnection", world.network.sentinel),
+        patch.object(base, "Transport", world.network.transport),
+        patch.object(base, "LivenessConnection", world.network.sentinel),
         patch("time.time", world.wall),
     ):
         try:

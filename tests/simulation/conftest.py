@@ -18,8 +18,7 @@ from lora_sidecar.config.load import parse
 from lora_sidecar.config.settings import Config
 from lora_sidecar.controller import Clock, ServerController
 from lora_sidecar.core.events import Event, EventName
-from lora_sidecar.engines.base import Engine
-from lora_sidecar.engines.detect import make
+from lora_sidecar.engines.detect import Detector
 from lora_sidecar.status.board import Board, ServerStatus
 from lora_sidecar.threads import BlockingCall
 from tests.fakes.vllm import FakeConfig, FakeVllm
@@ -61,7 +60,7 @@ class Pod:
         self.url = ""
         self.more = ""
         self._tasks: list[asyncio.Task[None]] = []
-        self._engine: Engine | None = None
+        self._detector: Detector | None = None
         self._keeper: CheckpointManager | None = None
 
     @property
@@ -80,18 +79,17 @@ class Pod:
         loop = asyncio.get_running_loop()
         config = self.config()
         self.board = Board(("vllm",))
-        self._engine = make(config.servers[0], config, loop.time, self._report)
+        self._detector = Detector(config.servers[0], config, loop.time, self._report)
         store = Store(str(self._folder), "vllm", "json")
         self._keeper = CheckpointManager(store, config.checkpoint.timeout, loop.time, Inline("checkpoint"))
         clock = Clock(loop.time, lambda: 1.0, Inline)
-        self.watch = ServerController("vllm", config, self._engine, self._keeper, self.board, self._report, clock)
+        self.watch = ServerController("vllm", config, self._detector, self._keeper, self.board, self._report, clock)
         await self.watch.open()
         watch = self.watch
         parts = (
             watch.run,
             watch.loader.run,
             watch.unloader.run,
-            watch.retirer.run,
             watch.prober.run,
             watch.watcher.run,
         )
@@ -103,8 +101,8 @@ class Pod:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
-        if self._engine is not None and self._keeper is not None:
-            await self._engine.close()
+        if self._detector is not None and self._keeper is not None:
+            await self._detector.close()
             await self._keeper.close(1.0)
 
     def reconfigure(self, adapters: str) -> None:

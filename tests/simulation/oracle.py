@@ -20,6 +20,7 @@ from lora_sidecar.core.model import Adapter, Desired, Origin
 from lora_sidecar.core.observation import Observed
 from lora_sidecar.core.outcomes import Failure, FailureKind, LoadDeferred, Result
 from lora_sidecar.core.paths import same_path
+from lora_sidecar.engines.activity import COUNTS
 from lora_sidecar.reconcile.beat import Evidence
 from lora_sidecar.reconcile.outage import Phase
 from lora_sidecar.reconcile.state import Plan, Verdict
@@ -35,7 +36,7 @@ _ROUND_TRIP = 0.05
 """Seconds between the sidecar's last question and its load, in a network without faults."""
 
 _QUIET = 5.0
-"""Seconds for which a look at the requests under way may count: the pause between two looks, twice, and its answer."""
+"""Seconds for which a word that the engine is awake may count for an unload: the time of its answer."""
 
 
 class ViolationError(AssertionError):
@@ -277,8 +278,8 @@ class Oracle:
 
     # --- loads
 
-    def load_sent(self, adapter: Adapter, incarnation: int) -> None:
-        """The restorer is about to load an adapter."""
+    def load_sent(self, adapter: Adapter, incarnation: int | None) -> None:
+        """The loader is about to load an adapter; for a life of the server, if it asked whether it may."""
         status, plan, now = self.status, self._plan, self._now
         self._not_received.add(adapter.name)
         self._decided_on[adapter.name] = None if status is None else status.work.last
@@ -286,7 +287,7 @@ class Oracle:
             return self.fail("restraint: a load before the first heartbeat ended")
         if status.verdict is Verdict.UNKNOWN:
             self.fail(f"restraint: {adapter.name} is loaded while the server's state is unknown")
-        if incarnation != plan.incarnation:
+        if incarnation is not None and incarnation != plan.incarnation:
             self.fail(f"no harm: {adapter.name} is loaded on a plan for life {incarnation}, in {plan.incarnation}")
         if status.desired.adapters.get(adapter.name) != adapter and not self._goes_back(adapter, status.desired):
             self.fail(f"restraint: {adapter.name} is loaded from {adapter.path}, and that is not desired")
@@ -404,7 +405,7 @@ class Oracle:
             network = self._world.network
             # What was decided a moment before the news of a request is on its way.
             is_news = self._now - network.busy_since > _ROUND_TRIP
-            allowed = 4 if self._now - network.quiet_at <= _QUIET and not is_news else 1
+            allowed = 4 if self._now - network.quiet_at <= COUNTS + _ROUND_TRIP and not is_news else 1
         if in_flight > allowed:
             self.fail(f"no harm: {in_flight} loads are in flight, and {allowed} may be")
 

@@ -12,7 +12,7 @@ import pytest
 
 from lora_sidecar.core.conditions import ConditionType
 from lora_sidecar.core.events import EventName
-from lora_sidecar.engines import vllm
+from lora_sidecar.engines import base
 from tests.fakes.vllm import FakeConfig
 from tests.simulation import virtual_time
 from tests.simulation.conftest import PodMaker
@@ -89,8 +89,8 @@ def test_a_day_of_heartbeats_leaves_memory_as_it_was(tmp_path: Path) -> None:
         world = World(1, Traits(), tmp_path)
         sizes: list[int] = []
         with (
-            patch.object(vllm, "Transport", world.network.transport),
-            patch.object(vllm, "LivenessConnection", world.network.sentinel),
+            patch.object(base, "Transport", world.network.transport),
+            patch.object(base, "LivenessConnection", world.network.sentinel),
         ):
             world.adapters["sql"] = {"path": "/adapters/sql", "required": True}
             world.reconfigure()

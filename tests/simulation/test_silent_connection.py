@@ -63,6 +63,24 @@ async def test_a_death_is_known_at_once(make_pod: PodMaker, tmp_path: Path, over
         assert pod.of(EventName.SERVER_DOWN)[0].at - died <= 0.02
 
 
+async def test_every_death_is_known_at_once_where_no_start_time_is_published(make_pod: PodMaker) -> None:
+    """A connection that ended with the server was not closed by a server that closes silent ones."""
+    async with make_pod(settings=SLOW) as pod:
+        pod.server.override(*METRICS, NO_METRICS, times=None)
+        await settled(pod, "chat")
+        for deaths in range(4):
+            died = pod.now
+            await pod.server.kill()
+            await pod.until(lambda deaths=deaths: len(pod.of(EventName.SERVER_DOWN)) > deaths, 1)
+            assert pod.of(EventName.SERVER_DOWN)[-1].at - died <= 0.02
+            await asyncio.sleep(1)
+            await pod.server.start()
+            pod.server.override(*METRICS, NO_METRICS, times=None)
+            await pod.until_listed("chat", within=5)
+            pod.watch.trigger()
+            await asyncio.sleep(0.5)
+
+
 async def test_a_server_that_answers_a_little_longer_is_looked_at_again(make_pod: PodMaker) -> None:
     """A server that is told to stop closes the silent connection first: the look that finds it well is not the last."""
     async with make_pod(settings=SLOW, patience=30) as pod:

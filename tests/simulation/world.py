@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from msgspec import Struct
 
 from lora_sidecar.checkpoint.manager import CheckpointManager
+from lora_sidecar.config.inventory import ServerConfig
 from lora_sidecar.config.load import parse
 from lora_sidecar.config.settings import Config
 from lora_sidecar.controller import Clock, ServerController
@@ -23,7 +26,9 @@ from lora_sidecar.core.events import Event, Level
 from lora_sidecar.core.model import Adapter
 from lora_sidecar.core.outcomes import Accepted, Failure, LoadDeferred
 from lora_sidecar.engines import vllm
-from lora_sidecar.engines.base import unlimited
+from lora_sidecar.engines.base import Engine
+from lora_sidecar.engines.detect import Detector
+from lora_sidecar.engines.identity import Kind
 from lora_sidecar.reconcile.state import Plan
 from lora_sidecar.status.board import Board, ServerStatus, not_live
 from lora_sidecar.threads import BlockingCall
@@ -71,13 +76,21 @@ class _Board(Board):
 class _Vllm(vllm.Vllm):
     """The real client, whose every load the model looks at."""
 
-    world: World
+    def __init__(self, world: World, server: ServerConfig, config: Config, now: Callable[[], float]) -> None:
+        super().__init__(server, config, now)
+        self.world = world
+        self._asked_for: WeakKeyDictionary[asyncio.Task[Any], int] = WeakKeyDictionary()
 
-    async def load(
-        self, adapter: Adapter, incarnation: int, room: Callable[[], bool] = unlimited
-    ) -> Accepted | Failure | LoadDeferred | None:
+    async def load_blocked(self, incarnation: int) -> LoadDeferred | None:
+        if (task := asyncio.current_task()) is not None:
+            self._asked_for[task] = incarnation
+        return await super().load_blocked(incarnation)
+
+    async def load(self, adapter: Adapter) -> Accepted | Failure:
+        task = asyncio.current_task()
+        incarnation = None if task is None else self._asked_for.pop(task, None)
         self.world.check(self.world.oracle.load_sent, adapter, incarnation)
-        result = await super().load(adapter, incarnation, room)
+        result = await super().load(adapter)
         self.world.say("sidecar", f"load of {adapter.name} from {adapter.path} ended: {result}")
         self.world.check(self.world.oracle.load_ended, adapter, result)
         return result
@@ -103,18 +116,18 @@ class Sidecar:
         self._offloader = VirtualCall("checkpoint", world.volume)
         self._store = WatchedStore(world.volume, self.disk, config.checkpoint.format, world)
         self._keeper = CheckpointManager(self._store, config.checkpoint.timeout, now, self._offloader)
-        self._engine = _Vllm(config.servers[0], config, now)
-        self._engine.world = world
         self.board = _Board(world)
         clock = Clock(now, world.chance.random, _AtOnce)
-        self.watch = ServerController("vllm", config, self._engine, self._keeper, self.board, self._report, clock)
+        makers = {Kind.VLLM: partial(_Vllm, world)}
+        detector = Detector(config.servers[0], config, now, self._report, makers)
+        self.watch = ServerController("vllm", config, detector, self._keeper, self.board, self._report, clock)
         offer = self.watch.loader.offer
 
-        def offered(plan: Plan) -> None:
+        def offered(plan: Plan, engine: Engine) -> None:
             saved = {} if self._keeper._saved is None else self._keeper._saved.adapters
             durable = all(saved.get(name) == wanted for name, wanted in plan.desired.adapters.items())
             world.check(world.oracle.offered, plan, durable or self._keeper.condition is not None)
-            offer(plan)
+            offer(plan, engine)
 
         self.watch.loader.offer = offered  # type: ignore[method-assign]  # the one place that every plan passes
         self.dying = False
@@ -128,7 +141,6 @@ class Sidecar:
             group.create_task(self.watch.loader.run())
             group.create_task(self.watch.watcher.run())
             group.create_task(self.watch.unloader.run())
-            group.create_task(self.watch.retirer.run())
 
     def _report(self, *facts: Event) -> None:
         self.board.note("vllm", self._world.now, facts)
@@ -203,7 +215,7 @@ class World:
         traits = self.traits
         base = f", base_model: {traits.start.base}" if traits.names_base_model else ""
         lines = [
-            f"servers: [{{name: vllm, url: 'http://127.0.0.1:8000'{base}}}]",
+            f"servers: [{{name: vllm, engine: vllm, url: 'http://127.0.0.1:8000'{base}}}]",
             f"heartbeat: {{interval: {traits.interval:g}s}}",
             f"restore: {{timeout: {traits.load_timeout:g}s, concurrency: {traits.concurrency},",
             f"  backoff: {{parked: {traits.parked:g}s, quarantine: 60s}}}}",

@@ -28,7 +28,8 @@ class Bug(Struct, frozen=True):
     worlds: bool = True
 
 
-_CLIENT: Final = "lora_sidecar.engines.vllm"
+_CLIENT: Final = "lora_sidecar.engines.base"
+_LOADER: Final = "lora_sidecar.actions.loader"
 _STORE: Final = "lora_sidecar.checkpoint.store"
 _DAY: Final = "tests/simulation/test_one_day_of_a_pod.py::"
 _CRASH: Final = "tests/crash/test_checkpoint_"
@@ -39,8 +40,8 @@ BUGS: Final[dict[str, Bug]] = {
         (
             Edit(
                 _CLIENT,
-                '            return unknown(at, refusal("/v1/models", reply))\n',
-                "            from lora_sidecar.core.model import BaseModel\n"
+                '            return refusal("/v1/models", reply)\n',
+                "            from lora_sidecar.core.observation import BaseModel\n"
                 '            return Listing((BaseModel("base", "/models/tiny"),), ())\n',
             ),
         ),
@@ -141,10 +142,11 @@ BUGS: Final[dict[str, Bug]] = {
         "a plan made for one life of the server is finished in the next",
         (
             Edit(
-                "lora_sidecar.actions.loader",
-                "        self._plan, self._next = plan, 0\n",
+                _LOADER,
+                "        self._next = 0\n        super().offer(plan, engine)\n",
                 "        if former is None or self._next >= len(former.restores):\n"
-                "            self._plan, self._next = plan, 0\n",
+                "            self._next = 0\n"
+                "            super().offer(plan, engine)\n",
             ),
         ),
         "tests/unit/actions/test_loader.py::test_a_plan_for_a_former_life_is_dropped_at_once",
@@ -153,7 +155,7 @@ BUGS: Final[dict[str, Bug]] = {
         "a load into a life that is over is waited for",
         (
             Edit(
-                "lora_sidecar.actions.loader",
+                _LOADER,
                 "if former is not None and former.incarnation != plan.incarnation:",
                 "if former is not None and former.incarnation > plan.incarnation:",
             ),
@@ -186,7 +188,7 @@ BUGS: Final[dict[str, Bug]] = {
     ),
     "load-into-a-sleeping-engine": Bug(
         "nobody asks whether the engine is awake",
-        (Edit(_CLIENT, "withheld = await self._withhold(incarnation)", "withheld = None"),),
+        (Edit(_LOADER, "result = await engine.load_blocked(plan.incarnation)", "result = None"),),
         _DAY + "test_a_sleeping_engine_is_left_alone",
     ),
     "acts-before-it-remembers": Bug(
@@ -195,32 +197,25 @@ BUGS: Final[dict[str, Bug]] = {
             Edit(
                 "lora_sidecar.controller",
                 "        self._desired, events = await self._checkpoint.keep(plan.desired)\n",
-                "        self.loader.offer(plan)\n"
+                "        if self._engine is not None:\n"
+                "            self.loader.offer(plan, self._engine)\n"
                 "        self._desired, events = await self._checkpoint.keep(plan.desired)\n",
             ),
-            Edit(
-                "lora_sidecar.controller",
-                "        self._report(*events)\n        self.loader.offer(plan)\n",
-                "        self._report(*events)\n",
-            ),
+            Edit("lora_sidecar.controller", "            self.loader.offer(plan, engine)\n", ""),
         ),
         "tests/simulation/test_many_lives.py::test_a_world_of_restarts",
     ),
     "loaded-again-before-a-listing": Bug(
         "what has just been loaded is loaded again, since the listing behind the plan is older",
         (
-            Edit(
-                "lora_sidecar.actions.loader",
-                'self._ended_at.get(adapter.name, float("-inf")) <= plan.observed_at',
-                "self._ended_at is not None",
-            ),
+            Edit(_LOADER, "key not in self._under_way and self._is_due(adapter.name, plan)", "key not in self._under_way"),
         ),
         "tests/unit/actions/test_loader.py::test_what_was_loaded_after_the_listing_is_not_sent_again",
     ),
     "room-that-was-there-once": Bug(
         "how many loads may be in flight is decided before a question that may take seconds, and not after it",
-        (Edit(_CLIENT, "        if not room():\n            return None\n", ""),),
-        "tests/simulation/test_many_lives.py::test_worlds_in_which_something_was_found",
+        (Edit(_LOADER, "len(self._turns) <= self._width()", "self._turns is not None"),),
+        "tests/unit/actions/test_loader.py::test_a_server_that_took_its_time_is_met_with_one_load_at_a_time",
         worlds=False,
     ),
 }

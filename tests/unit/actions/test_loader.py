@@ -1,18 +1,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import pytest
 
 from lora_sidecar.actions.loader import Loader
-from lora_sidecar.config.settings import Config
 from lora_sidecar.core.model import Adapter, Incarnation
-from lora_sidecar.core.observation import EngineActivity, Observation, Observed
-from lora_sidecar.core.outcomes import Accepted, Answer, Failure, FailureKind, ProbeBlocked, Result
-from lora_sidecar.engines.base import unlimited
+from lora_sidecar.core.outcomes import Accepted, Failure, FailureKind, LoadDeferred, Outcome, Result, SleepState
+from lora_sidecar.engines.activity import IdleDetector
+from lora_sidecar.engines.base import Engine, ServerIdentity
+from lora_sidecar.engines.http import RequestError
+from lora_sidecar.engines.listing import BadListing, Listing
 from lora_sidecar.files.peft import Finding
 from lora_sidecar.files.preflight import Inspection, Preflight
 from lora_sidecar.reconcile.slow_start import SlowStart
@@ -29,73 +30,73 @@ def unasked(*arguments: object) -> NoReturn:
     raise AssertionError(arguments)
 
 
-class Slow:
-    """An engine whose loads take a second each; `busy` is whether it has requests, `results` answers by name."""
+class Slow(Engine):
+    """An engine whose loads take `seconds` each; `busy` is whether it has requests, `results` answers by name.
+
+    `asking` are the seconds that it takes to say that it is awake, `telling` those to say whether it has requests.
+    """
 
     def __init__(self) -> None:
+        self.seconds = 1.0
         self.busy = False
         self.asking = 0.0
-        self.results: dict[str, Result] = {}
+        self.telling = 0.0
+        self.results: dict[str, Accepted | Failure] = {}
+        self.blocked: LoadDeferred | Failure | None = None
         self.in_flight = 0
         self.most = 0
         self.loaded: list[tuple[str, int]] = []
+        self.asked = 0
+        self.detector = IdleDetector()
+        self._life = 0
 
-    def apply(self, config: Config) -> None:
+    async def load_blocked(self, incarnation: int) -> LoadDeferred | Failure | None:
         """See `Engine`."""
-
-    def alarm(self, ended: Callable[[], None]) -> None:
-        """See `Engine`."""
-
-    async def observe(self, trusted: Observed | None) -> Observation:
-        """See `Engine`."""
-        unasked(trusted)
-
-    async def load(self, adapter: Adapter, incarnation: int, room: Callable[[], bool] = unlimited) -> Result | None:
-        """Take a second; `asking` before that, for as long as it says."""
         await asyncio.sleep(self.asking)
-        if not room():
-            return None
-        self.loaded.append((adapter.name, incarnation))
+        self._life = incarnation
+        return self.blocked
+
+    async def load(self, adapter: Adapter) -> Accepted | Failure:
+        """Take so long."""
+        self.loaded.append((adapter.name, self._life))
         self.in_flight += 1
         self.most = max(self.most, self.in_flight)
         try:
-            await asyncio.sleep(1)
+            await asyncio.sleep(self.seconds)
         finally:
             self.in_flight -= 1
         return self.results.get(adapter.name, Accepted())
 
     @property
-    def quiet_at(self) -> float:
-        """Quiet right now, or not."""
-        return float("-inf") if self.busy else asyncio.get_running_loop().time()
+    def loads_at_once(self) -> int:
+        """Four without requests."""
+        return 4 if self.detector.is_idle(asyncio.get_running_loop().time()) else 1
 
-    async def look_for_requests(self, oldest: float) -> None:
-        """Nothing has to be asked."""
-        del oldest
-
-    @property
-    def pulse(self) -> EngineActivity:
+    async def look_for_requests(self) -> None:
         """See `Engine`."""
-        unasked()
+        now = asyncio.get_running_loop().time()
+        if self.detector.is_due(now):
+            self.asked += 1
+            self.detector.ask(now)
+            await asyncio.sleep(self.telling)
+            self.hear(now)
 
-    async def halted(self) -> bool:
-        """See `Engine`."""
-        unasked()
-
-    async def unfit(self, busy_above: int) -> ProbeBlocked | None:
-        """See `Engine`."""
-        unasked(busy_above)
-
-    async def ask(self, model: str, prompt: str, deadline: float | None) -> Answer:
-        """See `Engine`."""
-        unasked(model, prompt, deadline)
+    def hear(self, now: float) -> None:
+        """Say whether there are requests."""
+        self.detector.note(now, 1.0 if self.busy else 0.0, None)
 
     async def unload(self, name: str) -> Accepted | Failure:
         """See `Engine`."""
         unasked(name)
 
-    async def close(self) -> None:
-        """See `Engine`."""
+    async def _check_health(self, *, thorough: bool) -> RequestError | None:
+        unasked(thorough)
+
+    def _decode_listing(self, body: bytes) -> Listing | BadListing:
+        unasked(body)
+
+    async def _identify(self) -> ServerIdentity | RequestError:
+        unasked()
 
 
 def plan(names: Iterable[str], number: int = 1, at: float = 0.0, batch: int | None = None) -> Plan:
@@ -106,12 +107,27 @@ def plan(names: Iterable[str], number: int = 1, at: float = 0.0, batch: int | No
     return Plan(known, work, Verdict.RESTORING, tuple(known.adapters.values()), observed_at=at)
 
 
+class Loading(NamedTuple):
+    """A loader and the engine that its plans are for."""
+
+    engine: Engine
+    loader: Loader
+
+    def offer(self, plan: Plan) -> None:
+        """Offer a plan for the engine."""
+        self.loader.offer(plan, self.engine)
+
+    def drain(self) -> tuple[Outcome, ...]:
+        """What ended since the last call."""
+        return self.loader.drain()
+
+
 @asynccontextmanager
-async def restoring(engine: Slow, preflight: Preflight | None = None) -> AsyncIterator[tuple[Loader, asyncio.Event]]:
-    """A restorer that runs, and what is set when a round has ended."""
+async def restoring(engine: Slow, preflight: Preflight | None = None) -> AsyncIterator[tuple[Loading, asyncio.Event]]:
+    """A loader that runs, and what is set when a round has ended."""
     finished = asyncio.Event()
-    restorer = Loader(engine, asyncio.get_running_loop().time, finished.set, preflight)
-    task = asyncio.create_task(restorer.run())
+    restorer = Loading(engine, Loader(asyncio.get_running_loop().time, finished.set, preflight))
+    task = asyncio.create_task(restorer.loader.run())
     try:
         yield restorer, finished
     finally:
@@ -135,39 +151,6 @@ async def test_four_at_a_time_without_traffic() -> None:
     assert names_of(engine) == NAMES
 
 
-class SlowToTell(Slow):
-    """An engine without requests that takes three seconds to say so."""
-
-    asked_at = float("-inf")
-
-    @property
-    def quiet_at(self) -> float:
-        """Quiet when it was asked."""
-        return self.asked_at
-
-    async def look_for_requests(self, oldest: float) -> None:
-        """The answer takes three seconds."""
-        del oldest
-        asked_at = asyncio.get_running_loop().time()
-        await asyncio.sleep(3)
-        self.asked_at = asked_at
-
-
-async def test_news_of_a_request_counts_at_once() -> None:
-    """A heartbeat sees the first request just before the next loads are sent: only one of them is."""
-    engine = Slow()
-    async with restoring(engine) as (restorer, finished):
-        restorer.offer(plan(NAMES))
-        await asyncio.sleep(1.99)
-        assert engine.in_flight == 4
-        engine.busy = True
-        await asyncio.sleep(0.1)
-        assert engine.in_flight == 1
-        engine.busy = False
-        await finished.wait()
-    assert names_of(engine) == NAMES
-
-
 async def test_a_server_that_took_its_time_is_met_with_one_load_at_a_time() -> None:
     """Four were let in while it had no requests, and hung at the question whether the engine is awake."""
     engine = Slow()
@@ -184,15 +167,62 @@ async def test_a_server_that_took_its_time_is_met_with_one_load_at_a_time() -> N
     assert sorted(names_of(engine)) == sorted(NAMES)
 
 
-async def test_an_old_word_of_no_traffic_counts_for_seconds_only() -> None:
-    """A slow look is seldom repeated, and is not believed until then: requests may have come meanwhile."""
-    engine = SlowToTell()
+async def test_news_of_a_request_counts_at_once() -> None:
+    """A heartbeat hears of the first request just before the next loads are sent: only one of them is."""
+    engine = Slow()
+    async with restoring(engine) as (restorer, finished):
+        restorer.offer(plan(NAMES))
+        await asyncio.sleep(1.99)
+        assert engine.in_flight == 4
+        engine.busy = True
+        engine.hear(1.99)
+        await asyncio.sleep(0.1)
+        assert engine.in_flight == 1
+        engine.busy = False
+        await finished.wait()
+    assert names_of(engine) == NAMES
+
+
+async def test_a_server_that_is_slow_to_say_counts_as_busy() -> None:
+    """It is asked no longer than a quarter of a second, once a second: loads are held up by no more than that."""
+    engine = Slow()
+    engine.telling = 3.0
     async with restoring(engine) as (restorer, finished):
         restorer.offer(plan(NAMES))
         await finished.wait()
-        # Three alone until the answer comes, four beside each other, and five alone again.
-        assert asyncio.get_running_loop().time() == pytest.approx(9.0, abs=0.1)
-    assert engine.most == 4
+        assert asyncio.get_running_loop().time() == pytest.approx(12 + 11 * 0.25)
+    assert engine.most == 1
+
+
+async def test_a_single_load_needs_no_look_at_requests() -> None:
+    """Each look is work for the server: none is made where nothing is left to be sent."""
+    engine = Slow()
+    async with restoring(engine) as (restorer, finished):
+        restorer.offer(plan(NAMES[:1]))
+        await finished.wait()
+    assert engine.asked == 0
+
+
+async def test_one_look_a_second_however_many_loads() -> None:
+    """Loads that take milliseconds do not make the server tell its requests before each of them."""
+    engine = Slow()
+    engine.seconds, engine.busy = 0.05, True
+    async with restoring(engine) as (restorer, finished):
+        restorer.offer(plan(NAMES))
+        await finished.wait()
+    assert (engine.asked, names_of(engine)) == (1, NAMES)
+
+
+async def test_nothing_is_sent_into_an_engine_that_sleeps() -> None:
+    """The engine is asked before the first load, and its answer ends the round."""
+    engine = Slow()
+    engine.asking = 0.1
+    engine.blocked = asleep = LoadDeferred(SleepState.ASLEEP, "it sleeps")
+    async with restoring(engine) as (restorer, _):
+        restorer.offer(plan(NAMES))
+        await asyncio.sleep(5)
+        assert [one.result for one in restorer.drain()] == [asleep]
+    assert engine.loaded == []
 
 
 async def test_one_at_a_time_with_traffic() -> None:
@@ -246,7 +276,7 @@ async def test_a_configured_number_is_kept_to(concurrency: int, seconds: float) 
     engine = Slow()
     engine.busy = True
     async with restoring(engine) as (restorer, finished):
-        restorer.concurrency = concurrency
+        restorer.loader.concurrency = concurrency
         restorer.offer(plan(NAMES))
         await finished.wait()
         assert asyncio.get_running_loop().time() == pytest.approx(seconds)

@@ -17,7 +17,7 @@ from lora_sidecar.checkpoint.store import Store
 from lora_sidecar.config.load import parse
 from lora_sidecar.config.process import ControlConfig
 from lora_sidecar.controller import Clock, ServerController
-from lora_sidecar.engines.vllm import Vllm
+from lora_sidecar.engines.detect import Detector
 from lora_sidecar.status.board import Board
 from tests.fakes.vllm import FakeConfig, FakeVllm
 from tests.support.http_client import Api
@@ -30,14 +30,14 @@ class Guarded:
     def __init__(self, servers: dict[str, FakeVllm], folder: Path, token_file: Path | None) -> None:
         self.servers = servers
         now = asyncio.get_running_loop().time
-        listed = ", ".join(f"{{name: {name}, url: '{server.url}'}}" for name, server in servers.items())
+        listed = ", ".join(f"{{name: {name}, url: '{server.url}', engine: vllm}}" for name, server in servers.items())
         config = parse(f"servers: [{listed}]\nheartbeat: {{interval: 200ms}}\n".encode(), "sidecar.yaml")
         self.board = Board(tuple(servers))
-        self._engines = [Vllm(server, config, now) for server in config.servers]
+        self._detectors = [Detector(server, config, now, lambda *_: None) for server in config.servers]
         self._keepers = [CheckpointManager(Store(str(folder), name, "json"), 5.0, now) for name in servers]
         self.watches = {
-            name: ServerController(name, config, engine, keeper, self.board, lambda *_: None, Clock(now, lambda: 1.0))
-            for name, engine, keeper in zip(servers, self._engines, self._keepers, strict=True)
+            name: ServerController(name, config, detector, keeper, self.board, lambda *_: None, Clock(now, lambda: 1.0))
+            for name, detector, keeper in zip(servers, self._detectors, self._keepers, strict=True)
         }
         desks = {name: watch.requests for name, watch in self.watches.items()}
         control = ControlConfig("127.0.0.1:0", None if token_file is None else str(token_file))
@@ -64,8 +64,8 @@ class Guarded:
         await self.control.close()
         for keeper in self._keepers:
             await keeper.close(1.0)
-        for engine in self._engines:
-            await engine.close()
+        for detector in self._detectors:
+            await detector.close()
 
     @property
     def url(self) -> str:

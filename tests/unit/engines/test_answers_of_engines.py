@@ -124,19 +124,3 @@ def test_a_version_without_end_is_shown_in_part() -> None:
 
     assert found is not None
     assert found.evidence == f"/version answers {'1' * 64}"
-
-
-def test_a_listing_that_is_none_says_what_is_wrong_with_it() -> None:
-    """In the decoder's words."""
-    assert vllm_wire.decode_listing(b"[]") == vllm_wire.BadListing(
-        "not a list of models: Expected `object`, got `array`"
-    )
-
-
-def test_a_sentence_is_cut_where_it_is_too_long_and_not_before() -> None:
-    """Of a text without end only the beginning is looked at, whatever is in it."""
-    limit = refusal_wire.MESSAGE_LIMIT
-
-    assert refusal_wire.sentence("a" * limit) == "a" * limit
-    assert refusal_wire.sentence("a" * (limit + 1)) == "a" * (limit - 1) + "…"
-    assert refusal_wire.sentence(" " * (4 * limit - 1) + "ab") == "a"

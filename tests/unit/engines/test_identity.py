@@ -5,13 +5,16 @@ import json
 import pytest
 
 from lora_sidecar.engines.identity import Kind, by_model_info, by_owner, by_version
-from lora_sidecar.engines.vllm_answers import BadListing, Listing, decode_listing
+from lora_sidecar.engines.listing import Listing, decode_listing
 
 
-def cards(*owners: str) -> bytes:
+def cards(*owners: str) -> Listing:
     """A listing of base models with these owners, and one adapter of nobody's."""
     data: list[dict[str, object]] = [{"id": f"b{n}", "owned_by": owner} for n, owner in enumerate(owners)]
-    return json.dumps({"object": "list", "data": [*data, {"id": "x", "owned_by": "client", "parent": "b0"}]}).encode()
+    data.append({"id": "x", "owned_by": "client", "parent": "b0"})
+    listing = decode_listing(json.dumps({"object": "list", "data": data}).encode())
+    assert isinstance(listing, Listing)
+    return listing
 
 
 @pytest.mark.parametrize(
@@ -37,7 +40,7 @@ def test_an_owner_counts_only_if_all_base_models_have_it(owners: tuple[str, ...]
 @pytest.mark.parametrize("body", [b"", b"{}", b"[]", b'"vllm"', b'{"version": 3}', b'{"version": "1\\n2"}', b"\xff"])
 def test_what_cannot_be_read_says_nothing(body: bytes) -> None:
     """Garbage is no engine."""
-    assert [by_owner(body), by_version(body), by_model_info(body)] == [None, None, None]
+    assert [by_version(body), by_model_info(body)] == [None, None]
 
 
 def test_each_engine_has_a_route_of_its_own() -> None:
@@ -51,14 +54,3 @@ def test_each_engine_has_a_route_of_its_own() -> None:
     assert version.kind is Kind.VLLM
     assert model_info is not None
     assert model_info.kind is Kind.SGLANG
-
-
-def test_rust_frontend_that_does_not_tell_adapters_from_models_is_not_understood() -> None:
-    """Its first versions list names alone: adapters would pass for base models."""
-    card: dict[str, object] = {"id": "base", "object": "model", "owned_by": "vllm-frontend-rs"}
-    old = decode_listing(json.dumps({"object": "list", "data": [card, card | {"id": "sql"}]}).encode())
-    new = decode_listing(json.dumps({"object": "list", "data": [card | {"root": "/m", "parent": None}]}).encode())
-
-    assert isinstance(old, BadListing)
-    assert isinstance(new, Listing)
-    assert new.rust

@@ -57,6 +57,11 @@ async def vllm(tmp_path: Path) -> AsyncIterator[Vllm]:
     await engine.close()
 
 
+async def load(vllm: Vllm, incarnation: int = 1) -> Accepted | Failure | LoadDeferred:
+    """Load an adapter as the loader does."""
+    return await vllm.load_blocked(incarnation) or await vllm.load(SQL)
+
+
 def posted(web: aioresponses, url: str = LOAD) -> list[dict[str, Any]]:
     """The bodies that were posted."""
     return [msgspec.json.decode(call.kwargs["data"]) for call in web.requests.get(("POST", URL(url)), [])]
@@ -67,7 +72,7 @@ async def test_a_load_names_the_adapter_and_its_path_alone(web: aioresponses, vl
     web.get(f"{SERVER}/metrics", body=AWAKE)
     web.get(f"{SERVER}/is_sleeping", status=404, payload=NO_ROUTE)
     web.post(LOAD, body="Success: LoRA adapter 'sql' added successfully.")
-    assert await vllm.load(SQL, 1) == Accepted()
+    assert await load(vllm) == Accepted()
     assert posted(web) == [{"lora_name": "sql", "lora_path": "/adapters/sql"}]
 
 
@@ -76,7 +81,7 @@ async def test_a_mixture_of_experts_adapter_says_so(web: aioresponses, vllm: Vll
     web.get(f"{SERVER}/metrics", body=AWAKE)
     web.get(f"{SERVER}/is_sleeping", status=404, payload=NO_ROUTE)
     web.post(LOAD, body="Success")
-    await vllm.load(Adapter("moe", "/adapters/moe", Origin.DECLARED, is_3d_lora_weight=True), 1)
+    await vllm.load(Adapter("moe", "/adapters/moe", Origin.DECLARED, is_3d_lora_weight=True))
     assert posted(web)[0]["is_3d_lora_weight"] is True
 
 
@@ -114,7 +119,7 @@ async def test_no_load_unless_known_to_be_awake(
     web.get(f"{SERVER}/metrics", body=metrics)
     web.get(f"{SERVER}/is_sleeping", status=sleeping[0], payload=sleeping[1])
     web.post(LOAD, body="Success")
-    result = await vllm.load(SQL, 1)
+    result = await load(vllm)
     if expected is None:
         assert result == Accepted()
     else:
@@ -129,7 +134,7 @@ async def test_a_server_that_can_sleep_is_asked_before_every_load(web: aiorespon
     web.get(f"{SERVER}/is_sleeping", payload={"is_sleeping": False}, repeat=True)
     web.post(LOAD, body="Success", repeat=True)
     for _ in range(3):
-        await vllm.load(SQL, 1)
+        await load(vllm)
     assert len(web.requests["GET", URL(f"{SERVER}/metrics")]) == 3
 
 
@@ -140,7 +145,7 @@ async def test_the_youngest_answer_is_the_one_that_decides(web: aioresponses, vl
     answer = {"is_sleeping": False}
     web.get(f"{SERVER}/is_sleeping", payload=answer, callback=lambda *_, **__: asked.append("is_sleeping"))
     web.post(LOAD, body="Success")
-    await vllm.load(SQL, 1)
+    await load(vllm)
     assert asked == ["metrics", "is_sleeping"]
 
 
@@ -148,7 +153,7 @@ async def test_no_load_where_the_question_broke_off(web: aioresponses, vllm: Vll
     """A question that was not answered leaves open whether the engine has fallen asleep since the metrics were read."""
     web.get(f"{SERVER}/metrics", body=AWAKE)
     web.get(f"{SERVER}/is_sleeping", exception=TimeoutError())
-    result = await vllm.load(SQL, 1)
+    result = await load(vllm)
     assert isinstance(result, LoadDeferred)
     assert result.wakefulness is SleepState.UNCLEAR
 
@@ -177,7 +182,7 @@ async def test_one_look_serves_one_life_of_a_server_that_cannot_sleep(web: aiore
     web.get(f"{SERVER}/is_sleeping", status=404, payload=NO_ROUTE, repeat=True)
     web.post(LOAD, body="Success", repeat=True)
     for incarnation in (1, 1, 1, 2, 2):
-        await vllm.load(SQL, incarnation)
+        await load(vllm, incarnation)
     assert len(web.requests["GET", URL(f"{SERVER}/metrics")]) == 2
 
 
@@ -204,7 +209,7 @@ async def test_a_load_that_never_left_is_nobodys_fault(
         "127.0.0.1", 8000, is_ssl=False, ssl=True, proxy=None, proxy_auth=None, proxy_headers_hash=None
     )
     web.post(LOAD, exception=ClientConnectorError(where, OSError(number, os.strerror(number))))
-    result = await vllm.load(SQL, 1)
+    result = await load(vllm)
 
     assert isinstance(result, Failure)
     assert result.kind is kind

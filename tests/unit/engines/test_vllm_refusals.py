@@ -5,14 +5,8 @@ import json
 import pytest
 
 from lora_sidecar.core.outcomes import Accepted, Failure, FailureKind
-from lora_sidecar.engines.vllm_refusals import (
-    MESSAGE_LIMIT,
-    classify_load,
-    classify_unload,
-    error_text,
-    is_route_absent,
-    sentence,
-)
+from lora_sidecar.engines.text import MESSAGE_LIMIT
+from lora_sidecar.engines.vllm_refusals import classify_load, classify_unload
 
 FRAME = "Call to add_lora method failed: "
 WORKER = FRAME + "Worker failed with error '{}', please check the stack trace above for the root cause"
@@ -208,54 +202,3 @@ def test_refused_unload_is_a_failure(status: int, body: bytes, kind: FailureKind
 
     assert isinstance(result, Failure)
     assert (result.kind, result.status) == (kind, status)
-
-
-@pytest.mark.parametrize(
-    ("status", "body", "absent"),
-    [
-        (404, b'{"detail":"Not Found"}', True),
-        (404, b"", True),
-        (404, b"[]", True),
-        (404, nested("x", 404), False),
-        (404, flat("x", 404), False),
-        (404, b'{"error":"x"}', False),
-        (405, b'{"detail":"Method Not Allowed"}', False),
-        (200, b"", False),
-        (500, b'{"detail":"Not Found"}', False),
-    ],
-)
-def test_absent_route_is_told_from_absent_adapter(status: int, body: bytes, absent: bool) -> None:
-    """The router's 404 and a handler's 404 have different bodies."""
-    assert is_route_absent(status, body) is absent
-
-
-# Sentences
-
-
-@pytest.mark.parametrize(
-    ("body", "text"),
-    [
-        (b'{"error":{"message":"a"}}', "a"),
-        (b'{"message":"a","error":5}', "a"),
-        (b'{"error":"a"}', "a"),
-        (b'{"detail":"a"}', "a"),
-        (b'{"detail":[{"loc":"x"}]}', '{"detail":[{"loc":"x"}]}'),
-        (b"plain text", "plain text"),
-        (b"", ""),
-        (b'{"error":{"message":"a\\n\\u001b[2J  b"}}', "a \ufffd[2J b"),
-        (b"\xff", "\ufffd"),
-    ],
-)
-def test_servers_own_sentence_is_found(body: bytes, text: str) -> None:
-    """Wherever a version of vLLM, or something in front of it, puts it."""
-    assert error_text(body) == text
-
-
-@pytest.mark.parametrize("text", ["x" * 10**6, "\n" * 10**6, "\x1b" * 500, "\ud800" * 500, "😀" * 500, "a " * 500, ""])
-def test_sentence_is_one_bounded_printable_line(text: str) -> None:
-    """Whatever a server says fits on a line of the log."""
-    said = sentence(text)
-
-    assert len(said) <= MESSAGE_LIMIT
-    assert said.isprintable()
-    said.encode()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from lora_sidecar.core.observation import Observed
 from lora_sidecar.engines.connection import LivenessConnection
 
 
@@ -32,15 +33,15 @@ async def test_a_name_with_an_address_at_which_nobody_listens(monkeypatch: pytes
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port)) for host in ("127.0.0.2", "127.0.0.1")]
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", addresses)
-    sentinel = LivenessConnection(f"http://vllm.example:{port}", None)
+    connection = LivenessConnection(f"http://vllm.example:{port}", None)
     try:
-        sentinel.hold(1.0, 5.0)
+        connection.vouch(Observed(0.0, (), (), start_time=1.0), connection.line, 5.0)
         async with asyncio.timeout(5):
             await connected.wait()
-            await sentinel.close()
+            await connection.close()
             await ended.wait()
     finally:
-        await sentinel.close()
+        await connection.close()
         server.close()
         await server.wait_closed()
     assert len(asked) == 1

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import pytest
+
+from lora_sidecar.engines.vllm_answers import Vitals, decode_is_sleeping, decode_metrics
+
+AWAKE = (
+    b'vllm:engine_sleep_state{engine="0",model_name="m",sleep_state="awake"} 1.0\n'
+    b'vllm:engine_sleep_state{engine="0",model_name="m",sleep_state="weights_offloaded"} 0.0\n'
+    b'vllm:engine_sleep_state{engine="0",model_name="m",sleep_state="discard_all"} 0.0\n'
+)
+ASLEEP = AWAKE.replace(b"1.0", b"X").replace(b'd"} 0.0', b'd"} 1.0').replace(b"X", b"0.0")
+BORN = b"# HELP process_start_time_seconds Start time.\nprocess_start_time_seconds 1.79536050912e+09\n"
+
+
+def test_metrics_of_a_living_server() -> None:
+    """The two families are found wherever they stand."""
+    noise = b'# TYPE x counter\nx_total{a="process_start_time_seconds 5"} 3.0\n' * 1000
+
+    assert decode_metrics(noise + AWAKE + noise + BORN) == Vitals(1795360509.12, awake=True)
+
+
+@pytest.mark.parametrize(
+    ("body", "start"),
+    [
+        (b"", None),
+        (b"process_start_time_seconds 5\n", 5.0),
+        (b"process_start_time_seconds 5", None),  # cut short: it may have been 57
+        (b'process_start_time_seconds{pid="1"} 5 1700000000\n', 5.0),
+        (b"process_start_time_seconds 5\nprocess_start_time_seconds 5.0\n", 5.0),
+        (b"process_start_time_seconds 5\nprocess_start_time_seconds 6\n", None),
+        (b"process_start_time_seconds 5\nprocess_start_time_seconds x\n", None),
+        (b"process_start_time_seconds NaN\n", None),
+        (b"process_start_time_seconds +Inf\n", None),
+        (b"process_start_time_seconds -Inf\n", None),
+        (b"process_start_time_seconds\n", None),
+        (b"process_start_time_seconds_total 5\n", None),
+        (b"my_process_start_time_seconds 5\n", None),
+        (b"# process_start_time_seconds 5\n", None),
+        (b"\xff\xfe process_start_time_seconds 5", None),
+        (b"process_start_time_seconds \xff\n", None),
+    ],
+)
+def test_start_time_identifies_or_is_unsaid(body: bytes, start: float | None) -> None:
+    """Only one number, and one alone, tells a life of the server from another."""
+    assert decode_metrics(body).start_time == start
+
+
+@pytest.mark.parametrize(
+    ("body", "awake"),
+    [
+        (AWAKE, True),
+        (ASLEEP, False),
+        (AWAKE.replace(b'"0"', b'"1"') + AWAKE, True),
+        (AWAKE + ASLEEP.replace(b'"0"', b'"1"'), False),
+        (b"", None),
+        (b'vllm:engine_sleep_state{sleep_state="weights_offloaded"} 0.0\n', None),
+        (b'vllm:engine_sleep_state{sleep_state="awake"} 1.0\n', True),
+        (b'vllm:engine_sleep_state{sleep_state="awake"} 0.0\n', False),
+        (b'vllm:engine_sleep_state{sleep_state="awake"} NaN\n', False),
+        (b'vllm:engine_sleep_state{sleep_state="awake"} what\n', False),
+        (AWAKE.replace(b'l"} 0.0', b'l"} NaN'), False),
+        (b'vllm:engine_sleep_state{sleep_state="awake",engine="0"} 1\n', True),
+        (b'vllm:engine_sleep_state{model_name="}",sleep_state="awake"} 1\n', None),
+    ],
+)
+def test_awake_only_where_every_engine_says_so(body: bytes, awake: bool | None) -> None:
+    """A load into a sleeping engine destroys it: what is not plainly awake is not awake."""
+    assert decode_metrics(body).awake is awake
+
+
+@pytest.mark.parametrize(
+    ("body", "asleep"),
+    [
+        (b'{"is_sleeping":true}', True),
+        (b'{"is_sleeping":false,"level":1}', False),
+        (b'{"is_sleeping":"true"}', None),
+        (b'{"is_sleeping":1}', None),
+        (b"{}", None),
+        (b"true", None),
+        (b"", None),
+        (b"[" * 100_000, None),
+    ],
+)
+def test_sleep_is_read_from_a_plain_answer_alone(body: bytes, asleep: bool | None) -> None:
+    """Anything but true or false says nothing."""
+    assert decode_is_sleeping(body) is asleep
+
+
+@pytest.mark.parametrize(
+    ("body", "tokens"),
+    [
+        (b"", None),
+        (b'vllm:prompt_tokens_total{engine="0"} 7.0\nvllm:generation_tokens_total{engine="0"} 5.0\n', 12.0),
+        (b'vllm:generation_tokens_total{engine="0"} 5.0\nvllm:generation_tokens_total{engine="1"} 1.0\n', 6.0),
+        (b"vllm:prompt_tokens_total 0.0\nvllm:generation_tokens_total 0.0\n", 0.0),
+        (b"vllm:prompt_tokens_total 7.0\nvllm:generation_tokens_total NaN\n", None),
+        (b"vllm:prompt_tokens_created 7.0\n", None),
+        (b"# vllm:prompt_tokens_total 7.0\n", None),
+    ],
+)
+def test_tokens_of_every_engine_are_counted_together(body: bytes, tokens: float | None) -> None:
+    """What one engine does not say is not zero: then nothing is known of any."""
+    assert decode_metrics(body).tokens == tokens
+
+
+@pytest.mark.parametrize("length", range(len(b"process_start_time_seconds 1.79536439651e+09")))
+def test_metrics_that_were_cut_short_say_nothing(length: int) -> None:
+    """Half of a number is another number, and the same for two lives of the server."""
+    assert decode_metrics(b"process_start_time_seconds 1.79536439651e+09\n"[:length]) == Vitals()
+
+
+RUNNING = b'vllm:num_requests_running{engine="0",model_name="base"} %s\n'
+WAITING = b'vllm:num_requests_waiting{engine="0",model_name="base"} %s\n'
+
+
+@pytest.mark.parametrize(
+    ("body", "requests"),
+    [
+        (RUNNING % b"0.0" + WAITING % b"0.0", 0.0),
+        (RUNNING % b"1.0" + WAITING % b"0.0", 1.0),
+        (RUNNING % b"0.0" + WAITING % b"3.0", 3.0),
+        (RUNNING % b"0.0" + RUNNING % b"2.0" + WAITING % b"0.0", 2.0),
+        (RUNNING % b"0.0", None),
+        (WAITING % b"0.0", None),
+        (RUNNING % b"NaN" + WAITING % b"0.0", None),
+        (b'vllm:num_requests_waiting_by_reason{reason="capacity"} 0.0\n' + RUNNING % b"0.0", None),
+        (b"", None),
+    ],
+)
+def test_requests_are_counted_only_where_both_gauges_say(body: bytes, requests: float | None) -> None:
+    """No traffic is a claim that needs both numbers; whatever is missing or garbled leaves it open."""
+    assert decode_metrics(body).requests == requests
