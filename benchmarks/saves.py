@@ -1,4 +1,4 @@
-"""What a checkpoint costs, in a process like the sidecar's: without OpenSSL, as long as it does not ask for it.
+"""What a checkpoint costs, in a process of its own.
 
 The trap guarded against is a save of what did not change, which never happens: at each save here one more adapter is
 new, and was seen listed.
@@ -24,11 +24,7 @@ from lora_sidecar.core.model import Adapter, Desired, Incarnation, Origin
 COUNTS = (10, 100, 1000, 10_000)
 ROUNDS = 41
 
-_PROGRAM = """import sys
-from lora_sidecar.lean import without_openssl
-with without_openssl():
-    from benchmarks.saves import main
-main(sys.argv[1])"""
+_PROGRAM = "import sys; from benchmarks.saves import main; main(sys.argv[1])"
 
 
 async def checkpoint(folder: Path) -> Figures:

@@ -23,9 +23,7 @@ from lora_sidecar import __version__
 from lora_sidecar.config.load import parse, read
 from lora_sidecar.config.process import OpsConfig
 from lora_sidecar.config.reference import example, json_schema
-from lora_sidecar.config.settings import Config
 from lora_sidecar.core.errors import ConfigError
-from lora_sidecar.lean import without_openssl, without_system_certificates
 
 NOT_ALIVE: Final = 1
 USAGE: Final = 64
@@ -152,15 +150,9 @@ def _run(path: str) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         # As the first process of a container it would not hear of them before the daemon listens.
         signal.signal(number, _leave)
-    with without_system_certificates() if _wants_tls(config) else without_openssl():
-        from lora_sidecar.daemon import run  # noqa: PLC0415 - only this command needs an event loop
+    from lora_sidecar.daemon import run  # noqa: PLC0415 - only this command needs an event loop
 
     return run(path, config)
-
-
-def _wants_tls(config: Config) -> bool:
-    """Whether a server is asked over TLS; its url cannot be changed without a restart."""
-    return any(server.url.startswith("https://") for server in config.servers)
 
 
 def _leave(_: int, __: FrameType | None) -> None:
