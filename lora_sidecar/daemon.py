@@ -81,7 +81,7 @@ class _Daemon:
         now = loop.time
         self._journal = EventLog(now)
         self._board = Board(tuple(server.name for server in self._config.servers), now())
-        self._metrics = Metrics(self._board, now, self._liveness)
+        self._metrics = Metrics(server.name for server in self._config.servers)
         self._ops = OpsServer(self._config.ops, self._board, self._metrics, now, self._liveness)
         self._control = ControlServer(
             self._config.control,

@@ -106,7 +106,7 @@ class OpsServer:
         return _answer(not_ready(snapshot), paused + (_details(snapshot) if "verbose" in request.query else []))
 
     async def _scrape(self, _: web.Request) -> web.Response:
-        return web.Response(body=self._metrics.text(), headers={"Content-Type": _METRICS_TYPE})
+        return web.Response(body=self._metrics.text(self._look()), headers={"Content-Type": _METRICS_TYPE})
 
     async def _status(self, request: web.Request) -> web.Response:
         try:
