@@ -23,7 +23,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from lora_sidecar.api import control_bodies as bodies
 from lora_sidecar.api.control_bodies import InvalidBodyError
 from lora_sidecar.api.listener import Listener
-from lora_sidecar.api.state import paused, state
+from lora_sidecar.api.status import control_document, pause_view
 from lora_sidecar.api.token import Token
 from lora_sidecar.config.process import ControlConfig
 from lora_sidecar.control.queue import RequestQueue
@@ -176,12 +176,12 @@ class ControlServer:
 
     async def _pauses(self, request: web.Request) -> web.StreamResponse:
         names = self._named(request, every=True)
-        return _json({"servers": [paused(status) for status in self._look().servers if status.name in names]})
+        return _json({"servers": [pause_view(status) for status in self._look().servers if status.name in names]})
 
     async def _adapters(self, request: web.Request) -> web.StreamResponse:
         names = self._named(request, every=True)
         statuses = [status for status in self._look().servers if status.name in names]
-        return _json(state(statuses, dates(self._now())))
+        return _json(control_document(statuses, dates(self._now())))
 
     def _named(self, request: web.Request, *, every: bool) -> tuple[str, ...]:
         """The server that a request names, by path or query; where it names none, the only one, or `every` one."""

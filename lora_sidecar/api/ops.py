@@ -15,10 +15,10 @@ from typing import Final
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from lora_sidecar.api.document import BadQueryError, read_query
 from lora_sidecar.api.metrics import Metrics
-from lora_sidecar.api.page.page import HEADERS, page
+from lora_sidecar.api.page.page import Page
 from lora_sidecar.api.page.timeline import read_window
-from lora_sidecar.api.query import BadQueryError, read_query
 from lora_sidecar.api.serverz import serverz
 from lora_sidecar.api.status import document, encoded
 from lora_sidecar.config.process import OpsConfig
@@ -56,6 +56,7 @@ class OpsServer:
         # Tells this process's pages from those of the one before it, whose revisions were counted from 0, too.
         self._life = secrets.token_hex(4)
         self._runner: web.AppRunner | None = None
+        self._template: Page | None = None
 
     async def start(self) -> None:
         """Listen. Raises `SidecarError` where the address cannot be had."""
@@ -121,13 +122,14 @@ class OpsServer:
             query, window = read_query(request.query), read_window(request.query)
         except BadQueryError as error:
             return _refused(error)
+        page = self._template = self._template or Page()
         snapshot = self._look()
         # What the page says changes with what is published, and with time where heartbeats stop.
         tag = f'"{self._life}-{snapshot.revision}-{len(not_live(snapshot))}"'
         if request.headers.get("If-None-Match") == tag:
-            return web.Response(status=304, headers={**HEADERS, "ETag": tag})
-        body = page(document(snapshot, query), query, window, tag)
-        headers = {**HEADERS, "Content-Type": "text/html; charset=utf-8", "ETag": tag}
+            return web.Response(status=304, headers={**page.headers, "ETag": tag})
+        body = page.of(document(snapshot, query), query, window, tag)
+        headers = {**page.headers, "Content-Type": "text/html; charset=utf-8", "ETag": tag}
         return web.Response(body=body, headers=headers)
 
 

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from lora_sidecar.api.metrics import ADAPTER_SERIES, Metrics, with_series
 from lora_sidecar.core.events import Event, EventName, Level
 from lora_sidecar.core.model import Incarnation
-from lora_sidecar.reconcile.state import Phase
+from lora_sidecar.reconcile.outage import Phase
 from lora_sidecar.status.adapters import AdapterState
 from lora_sidecar.status.board import Board
 from tests.support.snapshots import HOSTILE, a_board, a_status

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from lora_sidecar.api.query import BadQueryError, Query, read_query
+from lora_sidecar.api.document import BadQueryError, Query, read_query
 from lora_sidecar.api.status import document, encoded
 from lora_sidecar.core.events import EventName, info, warning
 from lora_sidecar.reconcile.outage import Phase
