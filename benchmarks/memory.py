@@ -25,7 +25,7 @@ MODES = {"image": "2", "plain": ""}
 # What a pod's neighbours ask of the ops port, and how often in seconds at a heartbeat of 5 s.
 _ASKED = {"/metrics": 15.0, "/readyz": 10.0, "/livez": 10.0}
 
-WHOLE = "import aiohttp, aiohttp.web, msgspec, structlog, tenacity, yaml"
+WHOLE = "import aiohttp, aiohttp.web, jinja2, msgspec, prometheus_client, structlog, tenacity, yaml"
 SAME = "import lora_sidecar.cli.main, lora_sidecar.daemon, idna"
 """The modules of the daemon."""
 

@@ -1,6 +1,7 @@
-"""What `/status` answers, as values: every field has its place here and its words in docs/operations.md.
+"""What `/status` is asked for and what it answers, as values: every field has its words in docs/operations.md.
 
-The trap guarded against is a field that changes its meaning under those who read it: the version says so.
+Two traps are guarded against. A field that changes its meaning under those who read it: the version says so. And a
+parameter that is guessed at: what cannot be understood is refused with the rule.
 """
 
 from __future__ import annotations
@@ -10,8 +11,50 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
+from lora_sidecar.status.adapters import AdapterState
+
 VERSION: Final = 1
 """Of the document: raised when a field is removed or changes its meaning, not when one is added."""
+
+PAGE_SIZE: Final = 50
+LARGEST_PAGE: Final = 1000
+
+
+class Query(Struct, frozen=True):
+    """Which adapters are asked for: of one server, in one state, with a text in name or path; and which page."""
+
+    server: str = ""
+    state: AdapterState | None = None
+    text: str = ""
+    offset: int = 0
+    limit: int = PAGE_SIZE
+
+
+class BadQueryError(Exception):
+    """A query that cannot be understood; the message is for a person."""
+
+
+def read_query(given: Mapping[str, str]) -> Query:
+    """The query of a request's parameters `server`, `state`, `q`, `offset` and `limit`. Raises `BadQueryError`."""
+    state = given.get("state", "")
+    if state and state not in tuple(AdapterState):
+        raise BadQueryError(f"state is one of {', '.join(AdapterState)}")
+    return Query(
+        server=given.get("server", "")[:256],
+        state=AdapterState(state) if state else None,
+        text=given.get("q", "")[:256],
+        offset=_number(given, "offset", 0, 10**9, 0),
+        limit=_number(given, "limit", 1, LARGEST_PAGE, PAGE_SIZE),
+    )
+
+
+def _number(given: Mapping[str, str], name: str, least: int, most: int, default: int) -> int:
+    text = given.get(name, "")
+    if not text:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) <= 10 and least <= int(text) <= most):  # noqa: PLR2004
+        raise BadQueryError(f"{name} is a number from {least} to {most}")
+    return int(text)
 
 
 class ConditionView(Struct, frozen=True):
@@ -42,7 +85,7 @@ class AdapterView(Struct, frozen=True):
 
 
 class SpanView(Struct, frozen=True):
-    """A life of the server (phase up) or an absence of it; `ended` is null while it lasts."""
+    """An incarnation of the server (phase up) or an absence of it; `ended` is null while it lasts."""
 
     phase: str
     incarnation: int

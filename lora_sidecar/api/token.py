@@ -1,8 +1,9 @@
 """Who may use the control port: whoever has the token that a file holds now.
 
-Two traps are guarded against. A token that rotates: a mounted secret is replaced while we run, so the file is read
-again, and while it cannot be read nobody is let in. And a comparison that ends at the first wrong byte tells the token
-byte by byte to whoever measures it.
+Three traps are guarded against. A token that rotates: a mounted secret is replaced while we run, so the file is read
+again, and while it cannot be read nobody is let in. A file that is a pipe: to open one waits for a writer, in a thread
+that would be gone for ever, so it is opened without waiting and refused. And a comparison that ends at the first wrong
+byte tells the token byte by byte to whoever measures it.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import os
+import stat
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 from lora_sidecar.threads import BlockingCall
@@ -28,7 +30,7 @@ class Token:
         """`now` is the loop's clock, by which the file is read at most once a second."""
         self._path = path
         self._now = now
-        self._offloader = BlockingCall("control-token")
+        self._reader = BlockingCall("control-token")
         self._reading = asyncio.Lock()
         self._read_at = float("-inf")
         self._digest: bytes | None = None
@@ -47,7 +49,7 @@ class Token:
 
     async def _read(self) -> None:
         try:
-            token = await self._offloader.run(lambda: _read_file(self._path), _READ_SECONDS)
+            token = await self._reader.run(lambda: _read_file(self._path), _READ_SECONDS)
         except TimeoutError:
             self._digest, self.problem = None, f"reading it takes longer than {_READ_SECONDS:g} s"
         except OSError as error:
@@ -61,7 +63,10 @@ class Token:
 
 
 def _read_file(path: str) -> bytes:
-    with Path(path).open("rb") as file:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("it is no regular file")
         token = file.read(_CAP).decode("ascii").strip()
     if not token:
         raise ValueError("it is empty")

@@ -12,16 +12,18 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
 from msgspec import Struct
+from tabulate import tabulate
 
 from lora_sidecar.config.settings import Config
 from lora_sidecar.config.values import Fault, reachable, split_bind
+from lora_sidecar.core.text import printable
 
 REFUSED: Final = 1
 UNAVAILABLE: Final = 69
@@ -32,6 +34,8 @@ _SLACK: Final = 30.0
 _ANSWER_CAP: Final = 64 * 1024 * 1024
 _COLUMNS: Final = ("name", "state", "origin", "since", "path", "reason")
 _CLEAR: Final = "\x1b[H\x1b[2J"
+_LINE_LIMIT: Final = 8192
+"""Characters of a line, of which a path may have 4096, where no terminal is narrower."""
 
 
 class Target(Struct, frozen=True):
@@ -137,9 +141,9 @@ def _changed(text: str) -> str:
     try:
         servers = json.loads(text)["servers"]
     except (ValueError, KeyError, TypeError):
-        return _legible(text)
+        return printable(text, _LINE_LIMIT)
     said = [f"{one['server']}: {'paused' if one['paused'] else 'not paused'}" for one in servers]
-    return _legible("; ".join(said))
+    return printable("; ".join(said), _LINE_LIMIT)
 
 
 def _state(target: Target, server: str | None) -> dict[str, Any]:
@@ -198,9 +202,9 @@ def _sentence(reply: _Reply) -> str:
         found = None
     match found:
         case {"error": {"message": str(text)}} | {"error": str(text)} | {"detail": str(text)}:
-            return _legible(text)
+            return printable(text, _LINE_LIMIT)
         case _:
-            return _legible(f"HTTP {reply.status}: {reply.text[:1000]}")
+            return printable(f"HTTP {reply.status}: {reply.text}", 1000)
 
 
 def table(state: Mapping[str, Any], now: datetime, width: int | None) -> str:
@@ -214,13 +218,15 @@ def table(state: Mapping[str, Any], now: datetime, width: int | None) -> str:
         lines.append(f"{server['server']}: {server['state']} for {since}{detail}")
         if server["failing"]:
             lines.append(f"  its container should be ended: {server['failing']}")
-        lines.append(f"  life {server['incarnation']}, checkpoint {server['generation']}, last heartbeat {beat} ago")
+        lines.append(
+            f"  incarnation {server['incarnation']}, checkpoint {server['generation']}, last heartbeat {beat} ago"
+        )
         for condition in server["conditions"]:
             hint = f" ({condition['hint']})" if condition["hint"] else ""
             lines.append(f"  {condition['type']}: {condition['message']}{hint}")
         mine = [one for one in state["adapters"] if one["server"] == server["server"]]
         lines += [f"  {row}" for row in _rows(mine, now, None)]
-    return "\n".join(_cut(_legible(line), width) for line in lines)
+    return "\n".join(printable(line, width or _LINE_LIMIT) for line in lines)
 
 
 def _rows(found: Sequence[Mapping[str, Any]], now: datetime, width: int | None) -> list[str]:
@@ -228,10 +234,9 @@ def _rows(found: Sequence[Mapping[str, Any]], now: datetime, width: int | None) 
         return ["no adapters"]
     several = len({one["server"] for one in found}) > 1
     columns = (*(("server",) if several else ()), *_COLUMNS)
-    cells = [tuple(column.upper() for column in columns)]
-    cells += [tuple(_cell(one, column, now) for column in columns) for one in found]
-    widths = [max(len(row[at]) for row in cells) for at in range(len(columns))]
-    return [_cut(_row(row, widths), width) for row in cells]
+    cells = [[_cell(one, column, now) for column in columns] for one in found]
+    drawn = tabulate(cells, [column.upper() for column in columns], tablefmt="plain", disable_numparse=True)
+    return [printable(line, width or _LINE_LIMIT) for line in drawn.splitlines()]
 
 
 def _cell(one: Mapping[str, Any], column: str, now: datetime) -> str:
@@ -241,11 +246,7 @@ def _cell(one: Mapping[str, Any], column: str, now: datetime) -> str:
     if column == "since" and value is not None:
         return _ago(value, now)
     marked = "*" if column == "name" and one["required"] else ""
-    return "-" if value is None else _legible(str(value)) + marked
-
-
-def _row(cells: Iterable[str], widths: Iterable[int]) -> str:
-    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+    return "-" if value is None else printable(str(value), _LINE_LIMIT) + marked
 
 
 def _ago(date: str, now: datetime) -> str:
@@ -256,13 +257,5 @@ def _ago(date: str, now: datetime) -> str:
     return f"{seconds}s"
 
 
-def _cut(line: str, width: int | None) -> str:
-    return line if width is None or len(line) <= width else line[: width - 1] + "…"
-
-
 def _width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-
-
-def _legible(text: str) -> str:
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)

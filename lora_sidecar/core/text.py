@@ -1,7 +1,7 @@
 """Text that came from outside, made fit to be shown.
 
-The trap guarded against is a name that a client chose: with control characters it forges a line, and without an end it
-fills the log.
+The trap guarded against is a name that a client chose: with control characters it forges a line, with half a surrogate
+pair it cannot be sent at all, and without an end it fills the log.
 """
 
 from __future__ import annotations
@@ -14,14 +14,19 @@ NAMES_SHOWN = 20
 NAME_LENGTH_SHOWN = 256
 """How many characters of a name one log line shows; no name that is desired has more."""
 
+TEXT_LENGTH_SHOWN = 400
+"""How many characters are shown of what a server or an event says."""
 
-def printable(name: str, most: int = NAME_LENGTH_SHOWN) -> str:
-    """A name fit for a line: a listing may hold names that clients chose, with control characters or without end.
 
-    What has more than `most` characters is cut.
-    """
-    short = name if len(name) <= most else name[: most - 1] + "…"
+def printable(text: str, limit: int = NAME_LENGTH_SHOWN) -> str:
+    """A text fit for a line: at most `limit` characters of it, with U+FFFD for each that does not print."""
+    short = text if len(text) <= limit else text[: limit - 1] + "…"
     return short if short.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in short)
+
+
+def encodable(text: str) -> str:
+    """The text itself; half a surrogate pair in it, which UTF-8 cannot carry, is spelt out."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def shown(names: Iterable[str], say: Callable[[str], str] = printable) -> list[str]:

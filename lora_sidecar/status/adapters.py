@@ -14,6 +14,7 @@ from msgspec import Struct
 from lora_sidecar.core.model import Adapter, Desired, Suspect
 from lora_sidecar.core.outcomes import FailureKind
 from lora_sidecar.core.paths import is_listed_path
+from lora_sidecar.core.text import TEXT_LENGTH_SHOWN, printable
 from lora_sidecar.reconcile.backoff import Attempt
 from lora_sidecar.reconcile.beat import BlockReason
 from lora_sidecar.reconcile.outage import Phase
@@ -21,7 +22,6 @@ from lora_sidecar.reconcile.poison import died
 from lora_sidecar.reconcile.replacement import Replacement, ReplacementPhase
 from lora_sidecar.reconcile.state import State
 from lora_sidecar.reconcile.verification import ProbeRecord, Trials
-from lora_sidecar.status.history import truncate
 
 
 class AdapterState(StrEnum):
@@ -110,7 +110,7 @@ def states_of(
         last = known.get(name)
         since = last.since if last is not None and last.state is word else now
         proven = trial is not None and trial.proven and word is AdapterState.LISTED
-        found.append(AdapterStatus(adapter, word, truncate(reason), since, proven))
+        found.append(AdapterStatus(adapter, word, printable(reason, TEXT_LENGTH_SHOWN), since, proven))
     return tuple(found)
 
 

@@ -18,11 +18,12 @@ from lora_sidecar.core.conditions import Condition
 from lora_sidecar.core.events import Event
 from lora_sidecar.core.model import Desired, Incarnation
 from lora_sidecar.core.observation import Reason
+from lora_sidecar.core.text import TEXT_LENGTH_SHOWN, printable
 from lora_sidecar.reconcile.outage import Phase, ServerState
 from lora_sidecar.reconcile.state import State, Verdict
 from lora_sidecar.reconcile.verification import Trials
 from lora_sidecar.status.adapters import SERVED, AdapterStatus, same_states, states_of
-from lora_sidecar.status.history import Entry, History, Recovered, Span, truncate
+from lora_sidecar.status.history import Entry, History, Recovered, Span
 
 
 class ServerStatus(Struct, frozen=True):
@@ -147,29 +148,31 @@ class Board:
             self._statuses[server] = _announced(server, desired, self._started_at)
             self._revision += 1
 
-    def note(self, server: str, at: float, facts: Iterable[Event]) -> None:
+    def note(self, server: str, at: float, events: Iterable[Event]) -> None:
         """Remember what was told at `at` of a server, or of the process where `server` is "".
 
-        A server's facts show together with the snapshot of the heartbeat that told them, and not before it.
+        A server's events show together with the snapshot of the heartbeat that told them, and not before it.
         """
         if server in self._pending:
-            self._pending[server] += [(at, fact) for fact in facts]
+            self._pending[server] += [(at, event) for event in events]
         else:
-            self._process.take(at, facts)
+            self._process.take(at, events)
             self._revision += 1
 
     def publish(self, status: ServerStatus) -> None:
         """Replace the snapshot of one server."""
         before = self._statuses[status.name]
         history = self._histories[status.name]
-        for at, fact in self._pending[status.name]:
-            history.take(at, (fact,))
+        for at, event in self._pending[status.name]:
+            history.take(at, (event,))
         self._pending[status.name].clear()
         server, work = status.work.server, status.work
         began = server.since
         if server.phase is Phase.UP and before.work.server.phase is Phase.UP and work.last is not None:
             began = work.last.at
-        history.mark(server.phase, status.desired.incarnation.number, began, truncate(server.detail))
+        history.mark(
+            server.phase, status.desired.incarnation.number, began, printable(server.detail, TEXT_LENGTH_SHOWN)
+        )
         same = same_states(_parts(before), _parts(status))
         self._statuses[status.name] = replace(
             status,

@@ -1,4 +1,4 @@
-"""What happened lately, kept for people to look at: the last events, and a server's lives, outages and recoveries.
+"""What happened lately, kept for people: the last events, and a server's incarnations, outages and recoveries.
 
 The trap guarded against is a memory that grows with trouble. Everything is in rings of a fixed length, a text is cut to
 a fixed length, and a run of one event (a thousand adapters restored) becomes one entry with a count, so that it does
@@ -15,19 +15,17 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from lora_sidecar.core.events import Event, EventName, Level
+from lora_sidecar.core.text import TEXT_LENGTH_SHOWN, printable
 from lora_sidecar.reconcile.outage import Phase
 
 EVENTS_KEPT: Final = 100
 """Entries that are kept of one server, and as many of the process itself."""
 
 SPANS_KEPT: Final = 200
-"""Lives and absences that are kept of one server."""
+"""Incarnations and absences that are kept of one server."""
 
 RECOVERIES_KEPT: Final = 50
 """Recoveries that are kept of one server."""
-
-TEXT_LIMIT: Final = 400
-"""Characters that are kept of what an event says."""
 
 _RUN: Final = 3
 """Entries of one event in a row before further ones are only counted."""
@@ -46,7 +44,7 @@ class Entry(Struct, frozen=True):
 
 
 class Span(Struct, frozen=True):
-    """A stretch in which a server was in one phase: a life of it, or an absence. `ended` is None while it lasts."""
+    """A stretch in one phase: an incarnation of a server, or an absence. `ended` is None while it lasts."""
 
     phase: Phase
     incarnation: int
@@ -86,7 +84,7 @@ class History:
 
     @property
     def spans(self) -> tuple[Span, ...]:
-        """The lives and absences kept, oldest first; only the last may still last."""
+        """The incarnations and absences kept, oldest first; only the last may still last."""
         return tuple(self._spans)
 
     @property
@@ -94,14 +92,14 @@ class History:
         """The recoveries kept, oldest first."""
         return tuple(self._recoveries)
 
-    def take(self, at: float, facts: Iterable[Event]) -> None:
+    def take(self, at: float, events: Iterable[Event]) -> None:
         """Keep what was told at `at`, but for what only somebody who debugs wants to see."""
-        for fact in facts:
-            if fact.level is Level.DEBUG:
+        for event in events:
+            if event.level is Level.DEBUG:
                 continue
-            if fact.event in (EventName.RECOVERY_COMPLETED, EventName.RESTORE_COMPLETED):
-                self._recoveries.append(_recovered(at, fact.fields))
-            self._keep(Entry(at, fact.level, fact.event, told(fact), self._server, repeats=fact.repeats))
+            if event.event in (EventName.RECOVERY_COMPLETED, EventName.RESTORE_COMPLETED):
+                self._recoveries.append(_recovered(at, event.fields))
+            self._keep(Entry(at, event.level, event.event, told(event), self._server, repeats=event.repeats))
 
     def _keep(self, entry: Entry) -> None:
         """Add an entry, or count it: as a repeat of one still kept, or as one more of a run."""
@@ -118,7 +116,7 @@ class History:
         self._entries.append(entry)
 
     def mark(self, phase: Phase, incarnation: int, since: float, reason: str) -> None:
-        """Note the phase and the life that a server is in since `since`; one that goes on is only noted once."""
+        """Note the phase and the incarnation that a server is in since `since`; one that goes on is only noted once."""
         if self._spans:
             last = self._spans[-1]
             if last.phase is phase and (phase is not Phase.UP or last.incarnation == incarnation):
@@ -143,15 +141,9 @@ def _recovered(at: float, fields: Mapping[str, Any]) -> Recovered:
     )
 
 
-def truncate(text: str, limit: int = TEXT_LIMIT) -> str:
-    """A text fit to be shown: at most `limit` characters, none of them one that does not print."""
-    short = text if len(text) <= limit else text[: limit - 1] + "…"
-    return short if short.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in short)
-
-
-def told(fact: Event) -> str:
-    """What a fact says, in one bounded line for a person who sees the event's name beside it."""
-    return truncate(_sentence(fact.event, fact.fields))
+def told(event: Event) -> str:
+    """What an event says, in one bounded line for a person who sees the event's name beside it."""
+    return printable(_sentence(event.event, event.fields), TEXT_LENGTH_SHOWN)
 
 
 def _sentence(event: EventName, said: Mapping[str, Any]) -> str:
@@ -161,7 +153,7 @@ def _sentence(event: EventName, said: Mapping[str, Any]) -> str:
         case EventName.SERVER_UP:
             return f"after {said['away_seconds']:g} s"
         case EventName.SERVER_RESTARTED:
-            return f"life {said['incarnation']}; {_adapters(said['lost'])} lost (evidence: {said['evidence']})"
+            return f"incarnation {said['incarnation']}; {_adapters(said['lost'])} lost (evidence: {said['evidence']})"
         case EventName.CONDITION_RAISED | EventName.CONDITION_CLEARED:
             return ": ".join(str(said[name]) for name in ("condition", "message") if name in said)
         case EventName.CONFIG_REJECTED:

@@ -32,7 +32,7 @@ _METRIC = re.compile(r"\b(?:lora_sidecar|process)_[a-z0-9_]+\b")
 
 def _exposed() -> dict[str, str]:
     """Every sample's and family's name that a fresh process exposes, with its family's type."""
-    text = Metrics(Board(("vllm",)), lambda: 1.0, lambda: 30.0).text().decode()
+    text = Metrics(("vllm",)).text(Board(("vllm",)).snapshot(1.0, 30.0)).decode()
     names: dict[str, str] = {}
     for family in text_string_to_metric_families(text):
         names[family.name] = family.type
@@ -129,7 +129,7 @@ def test_every_metric_is_documented_with_its_type() -> None:
     """The manual's table is the list of what is exposed, no more and no less."""
     documented = dict(re.findall(r"^\| `(lora_sidecar_\w+)` \| (\w+) \|", _OPERATIONS, re.MULTILINE))
     exposed: dict[str, str] = {}
-    text = Metrics(Board(("vllm",)), lambda: 1.0, lambda: 30.0).text().decode()
+    text = Metrics(("vllm",)).text(Board(("vllm",)).snapshot(1.0, 30.0)).decode()
     for family in text_string_to_metric_families(text):
         if family.name.startswith("lora_sidecar_"):
             name = family.name + ("_total" if family.type == "counter" else "")

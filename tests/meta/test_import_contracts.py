@@ -52,6 +52,7 @@ def test_the_contracts_hold_as_it_is(tree: Path) -> None:
         pytest.param(
             "engines.sglang", "import lora_sidecar.engines.vllm_answers", "No engine knows another", id="another engine"
         ),
+        pytest.param("api.ops", "import lora_sidecar.api.control", "Neither port knows", id="one port uses the other"),
         pytest.param("controller", "import tests.fakes.vllm", "none of the tests' fakes", id="the demo is needed"),
     ],
 )

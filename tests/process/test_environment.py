@@ -15,7 +15,7 @@ import trustme
 from tests.process.conftest import NewSidecar, StartVllm
 from tests.support.http_client import Api, Reply
 from tests.support.servers import RunningServer, free_port
-from tests.support.sidecar import Sidecar, eventually
+from tests.support.sidecar import TELL_TASKS, Sidecar, eventually
 
 REQUIRED = [{"name": "one", "path": "/adapters/one", "required": True}]
 
@@ -176,16 +176,7 @@ async def test_few_file_descriptors_from_the_start(
 async def test_nothing_leaks(new_sidecar: NewSidecar, vllm: RunningServer, declared: list[dict[str, Any]]) -> None:
     """Over a hundred heartbeats with outages, reloads and scrapes, descriptors, threads and tasks stay as they were."""
     sidecar = new_sidecar(vllm.url, declared, heartbeat={"interval": "100ms", "away_interval": "10ms"})
-    await sidecar.start(
-        prelude="""
-import asyncio
-from lora_sidecar import reload
-from lora_sidecar.api.metrics import Metrics
-reload.POLL_SECONDS = 0.01
-text = Metrics.text
-Metrics.text = lambda self: b"tasks %d\\n" % len(asyncio.all_tasks()) + text(self)
-"""
-    )
+    await sidecar.start(prelude=TELL_TASKS + "\nfrom lora_sidecar import reload\nreload.POLL_SECONDS = 0.01\n")
     await sidecar.event("restore.completed")
     await sidecar.beats(5)
     before = await _held(sidecar)

@@ -47,10 +47,12 @@ async def test_not_alive(new_sidecar: NewSidecar, vllm: RunningServer) -> None:
     """A sidecar whose heartbeats have come to a stop is not alive, and the answer has its reason."""
     sidecar = new_sidecar(vllm.url, ops={"bind": f"127.0.0.1:{free_port()}"})
     await sidecar.start(
-        prelude="from lora_sidecar.controller import ServerController\nimport asyncio\n"
-        "async def heartbeat(self): await asyncio.Event().wait()\nServerController.heartbeat = heartbeat\n"
-        "from lora_sidecar.api.ops import OpsServer\n"
-        "from lora_sidecar import daemon\ndaemon._Daemon._liveness = lambda self: 0.0\n"
+        prelude="""
+from lora_sidecar.status.board import Board
+snapshot = Board.snapshot
+Board.publish = lambda self, status: None
+Board.snapshot = lambda self, now, liveness: snapshot(self, now, 0.0)
+"""
     )
     await sidecar.event("config.loaded")
 

@@ -27,14 +27,8 @@ from msgspec import Struct
 from lora_sidecar.status.adapters import AdapterState
 from tests.support.http_client import Api
 from tests.support.servers import Kind, RunningServer, ServerSpec
-from tests.support.sidecar import Sidecar, eventually, settings
+from tests.support.sidecar import TELL_TASKS, Sidecar, eventually, settings
 
-_PRELUDE = """
-import asyncio
-from lora_sidecar.api.metrics import Metrics
-text = Metrics.text
-Metrics.text = lambda self: b"tasks %d\\n" % len(asyncio.all_tasks()) + text(self)
-"""
 _ALWAYS = ("sql", "chat")
 _DECLARED: list[dict[str, Any]] = [{"name": n, "path": f"/adapters/{n}", "required": True} for n in _ALWAYS]
 _NAMES = [f"learned-{number}" for number in range(12)]
@@ -94,7 +88,7 @@ class Soak:
         self._began = loop.time()
         self.server.start()
         await self.server.until_ready()
-        await self.sidecar.start(prelude=_PRELUDE)
+        await self.sidecar.start(prelude=TELL_TASKS)
         while loop.time() - self._began < minutes * 60:
             for _ in range(self._chance.randrange(1, 4)):
                 name, act = self._chance.choice(list(self._acts().items()))

@@ -41,6 +41,19 @@ Line = Mapping[str, Any]
 T = TypeVar("T")
 
 
+TELL_TASKS = """
+import asyncio
+from lora_sidecar.api import ops
+scrape = ops.OpsServer._scrape
+async def counted(self, request):
+    response = await scrape(self, request)
+    response.body = b"tasks %d\\n" % len(asyncio.all_tasks()) + response.body
+    return response
+ops.OpsServer._scrape = counted
+"""
+"""A prelude with which `/metrics` begins with the number of tasks."""
+
+
 class Ending(Struct, frozen=True):
     """How a process ended: its exit status (negative for a signal), and the seconds from the signal to the end."""
 

@@ -1,10 +1,10 @@
 """The page at `/`: the status document for people, as one HTML file that needs nothing else.
 
-Three traps are guarded against. Names come from whoever may load an adapter, so markup is made by `ops.html` alone and
-the content policy lets nothing run but the one script whose hash it names. A script that draws its own version of the
-truth comes to differ from it; so the script fetches this very page again and takes over what changed, and without it
-the page is the same. And a page that
-nobody closes costs a heartbeat's time; so an unchanged one is answered by its tag.
+Three traps are guarded against. Names come from whoever may load an adapter, so the template escapes whatever it is
+given, and the content policy lets nothing run but the one script whose hash it names. A script that draws its own
+version of the truth comes to differ from it; so the script fetches this very page again and takes over what changed,
+and without it the page is the same. And a page that nobody closes costs a heartbeat's time; so an unchanged one is
+answered by its tag.
 """
 
 from __future__ import annotations
@@ -16,16 +16,14 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote, urlencode
 
-from lora_sidecar.api.document import Document
-from lora_sidecar.api.page.html import Html, element, joined, verbatim
-from lora_sidecar.api.page.sections import adapters, condition, events, server_card
-from lora_sidecar.api.page.text import Mood, headline, seconds_between
-from lora_sidecar.api.page.timeline import window_for
-from lora_sidecar.api.query import PAGE_SIZE, Query
+from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup
 
-_ASSETS: Final = Path(__file__).parent
-_STYLE: Final = (_ASSETS / "page.css").read_text("utf-8")
-_SCRIPT: Final = (_ASSETS / "page.js").read_text("utf-8")
+from lora_sidecar.api.document import PAGE_SIZE, Document, Query
+from lora_sidecar.api.page import cards, text
+from lora_sidecar.api.page.text import Mood
+from lora_sidecar.api.page.timeline import WIDTH, WINDOWS, window_for
+from lora_sidecar.core.text import printable
 
 SIGNS: Final = {Mood.GOOD: "✓", Mood.BUSY: "↻", Mood.WARN: "!", Mood.BAD: "✕", Mood.IDLE: "…"}
 
@@ -37,59 +35,60 @@ _ICON_COLOURS: Final = {
     Mood.IDLE: "#a8b1be",
 }
 
+_LONGEST: Final = 8192
+"""Characters of any one text, the longest of which are links with a query in them."""
 
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
+class Page:
+    """The page's template with its style and script: to read and compile them takes a tenth of a second."""
 
-HEADERS: Final[Mapping[str, str]] = {
-    "Content-Security-Policy": "; ".join(
-        (
+    def __init__(self) -> None:
+        """Raises `OSError` where what was installed is not whole."""
+        folder = Path(__file__).parent
+        self._style = (folder / "page.css").read_text("utf-8")
+        self._script = (folder / "page.js").read_text("utf-8")
+        self._template = _template((folder / "page.html.j2").read_text("utf-8"))
+        policy = (
             "default-src 'none'",
-            f"style-src {_hash(_STYLE)}",
-            f"script-src {_hash(_SCRIPT)}",
+            f"style-src {_hash(self._style)}",
+            f"script-src {_hash(self._script)}",
             "connect-src 'self'",
             "img-src data:",
             "base-uri 'none'",
             "form-action 'self'",
             "frame-ancestors 'none'",
         )
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-cache",
-}
+        self.headers: Final[Mapping[str, str]] = {
+            "Content-Security-Policy": "; ".join(policy),
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
+            "Cross-Origin-Opener-Policy": "same-origin",
+            "Cross-Origin-Resource-Policy": "same-origin",
+            "Cache-Control": "no-cache",
+        }
 
+    def of(self, shown: Document, query: Query, window: str, tag: str) -> bytes:
+        """The page of a document that was asked for with `query`.
 
-def page(shown: Document, query: Query, window: str, tag: str) -> bytes:
-    """The page of a document that was asked for with `query`.
-
-    `window` is one of `timeline.WINDOWS`, or "" for one that shows everything; `tag` is the page's entity tag.
-    """
-    first = headline(shown)
-    links = Links(query, window)
-    window = window or window_for(seconds_between(shown.started, shown.at))
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="robots", content="noindex"),
-        element("title", f"{SIGNS[first.mood]} {first.text} · lora-sidecar"),
-        element("link", rel="icon", href=_icon(first.mood)),
-        element("noscript", element("meta", http_equiv="refresh", content="15")),
-        element("style", verbatim(_STYLE)),
-    )
-    body = element(
-        "body",
-        element("div", id="lost", role="alert", hidden=True),
-        _top(shown),
-        _main(shown, query, window, links),
-        element("script", verbatim(_SCRIPT)),
-    )
-    html = element("html", head, body, lang="en", data_tag=tag, data_at=shown.at)
-    return f"<!doctype html>\n{html.text}\n".encode()
+        `window` is one of `timeline.WINDOWS`, or "" for one that shows everything; `tag` is the page's entity tag.
+        """
+        first = text.headline(shown)
+        length = window or window_for(text.seconds_between(shown.started, shown.at))
+        return self._template.render(
+            shown=shown,
+            query=query,
+            window=length,
+            tag=tag,
+            first=first,
+            icon=_icon(first.mood),
+            links=Links(query, window),
+            server_names={server.name: server.name for server in shown.servers},
+            cards=[cards.card(server, shown.at, length) for server in shown.servers],
+            problems=cards.problems(shown),
+            title=cards.title(shown),
+            style=Markup(self._style),  # noqa: S704 - our own file
+            script=Markup(self._script),  # noqa: S704 - our own file
+        ).encode()
 
 
 class Links:
@@ -106,15 +105,47 @@ class Links:
             "window": window,
         }
 
-    def to(self, **changes: str) -> str:
-        """The address with these parameters changed; an empty one is left out."""
+    def to(self, **changes: object) -> str:
+        """The address with these parameters changed; an empty one, or a 0, is left out."""
         wanted = {name: value for name, value in (self._given | changes).items() if value}
         return "?" + urlencode(wanted, errors="replace")
 
-    def kept(self, *without: str) -> list[Html]:
-        """Hidden fields for what a form has to keep."""
-        kept = {name: value for name, value in self._given.items() if value and name not in without}
-        return [element("input", type="hidden", name=name, value=value) for name, value in kept.items()]
+    def kept(self, *without: str) -> dict[str, str]:
+        """What a form that asks for the others has to keep."""
+        return {name: value for name, value in self._given.items() if value and name not in without}
+
+
+def _template(source: str) -> Template:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=_finalize)
+    environment.filters |= {
+        "ago": text.ago,
+        "clock": text.clock,
+        "duration": text.duration,
+        "how_long": text.how_long,
+        "number": text.number,
+        "mood_of": cards.mood_of,
+        "printable": printable,
+    }
+    environment.globals |= {
+        "condition_moods": text.CONDITIONS,
+        "event_mood": text.event_mood,
+        "signs": SIGNS,
+        "state_names": text.NAMES,
+        "line_width": WIDTH,
+        "windows": WINDOWS,
+        "problems_shown": cards.PROBLEMS_SHOWN,
+    }
+    # A text of spaces between two elements would be a node of its own, which the page's script takes for another.
+    return environment.from_string("".join(line.strip() for line in source.splitlines()))
+
+
+def _finalize(value: object) -> object:
+    """What is put in for a value of the template, before it is escaped: no text has what cannot be sent or seen."""
+    return printable(value, _LONGEST) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _hash(sent: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(sent.encode()).digest()).decode()}'"
 
 
 def _icon(mood: Mood) -> str:
@@ -122,54 +153,3 @@ def _icon(mood: Mood) -> str:
     return "data:image/svg+xml," + quote(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16">{circle}</svg>', safe="/:=\" <>'"
     ).replace('"', "'")
-
-
-def _top(shown: Document) -> Html:
-    ready = (
-        element("span", "ready", class_="tag good") if shown.ready else element("span", "not ready", class_="tag bad")
-    )
-    as_of = element("span", f"as of {shown.at[11:19]} UTC", class_="asof")
-    live = element("span", as_of, element("span", id="live"), class_="live")
-    brand = element("div", "lora-sidecar ", element("span", shown.sidecar_version), class_="brand")
-    return element("header", element("div", brand, ready, live, class_="bar wide"), id="top")
-
-
-def _main(shown: Document, query: Query, window: str, links: Links) -> Html:
-    first = headline(shown)
-    sign = element("span", SIGNS[first.mood], class_=f"sign {first.mood.value}", aria_hidden="true")
-    detail = element("p", first.detail) if first.detail else None
-    title = element("div", element("h1", sign, element("span", first.text)), detail, class_="head", role="status")
-    return element(
-        "main",
-        title,
-        _not_ready(shown),
-        [condition(held) for held in shown.conditions],
-        [server_card(server, shown.at, window, links.to) for server in shown.servers],
-        adapters(shown, query, links.to, joined(links.kept("q", "state", "server", "offset"))),
-        events(shown),
-        _foot(shown),
-        id="main",
-        class_="wide",
-    )
-
-
-def _not_ready(shown: Document) -> Html | None:
-    lines = [line for line in shown.not_live if line not in shown.not_ready] + list(shown.not_ready)
-    if not lines:
-        return None
-    return element(
-        "div",
-        element("b", "Not ready"),
-        [element("p", line) for line in lines[:5]],
-        element("p", f"and {len(lines) - 5} more: see /readyz") if len(lines) > 5 else None,  # noqa: PLR2004
-        class_="note bad",
-    )
-
-
-def _foot(shown: Document) -> Html:
-    paths = (("status", "JSON"), ("metrics", "metrics"), ("readyz?verbose", "readiness"), ("livez", "liveness"))
-    return element(
-        "footer",
-        [element("a", text, href=path) for path, text in paths],
-        element("span", f"config {shown.config_generation}, times in UTC"),
-    )

@@ -12,7 +12,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from lora_sidecar.api.document import Document, ServerView
+from lora_sidecar.api.document import Document
 from lora_sidecar.core.conditions import ConditionType
 from lora_sidecar.core.events import EventName
 from lora_sidecar.reconcile.outage import Phase
@@ -91,10 +91,6 @@ _AILING: Final = (
 )
 
 
-LISTED: Final = (AdapterState.LISTED, AdapterState.DEAD, AdapterState.NOT_APPLIED)
-"""The states of adapters that are listed as they should be."""
-
-
 def event_mood(event: str, level: str) -> Mood:
     """What an event means; good news that is told as a warning, a recovery that left something behind, is none."""
     own, told = EVENTS.get(event), LEVELS[level]
@@ -160,12 +156,6 @@ def _of_adapters(shown: Document) -> Headline:
     return Headline(Mood.GOOD, "The adapter is listed" if total == 1 else f"All {total:,} adapters are listed")
 
 
-def share(server: ServerView) -> tuple[int, int]:
-    """How many of a server's desired adapters are listed, and how many there are."""
-    desired = sum(server.adapters.values()) - server.adapters[AdapterState.WITHDRAWN.value]
-    return sum(server.adapters[state.value] for state in LISTED), desired
-
-
 def number(count: int, one: str, several: str = "") -> str:
     """A count with its noun: 1 adapter, 2 adapters."""
     return f"{count:,} {one}" if count == 1 else f"{count:,} {several or one + 's'}"
@@ -195,7 +185,12 @@ def duration(seconds: float) -> str:
 def ago(date: str, now: str) -> str:
     """How long ago a date is, roughly; the script writes the same as time goes on."""
     seconds = seconds_between(date, now)
-    return "just now" if seconds < 1 else f"{duration(float(int(seconds)))} ago".replace(".0 s", " s")
+    return "just now" if seconds < 1 else f"{how_long(date, now)} ago"
+
+
+def how_long(date: str, now: str) -> str:
+    """How long something lasts that began at a date, roughly; the script writes the same as time goes on."""
+    return duration(float(int(seconds_between(date, now)))).replace(".0 s", " s")
 
 
 def clock(date: str, now: str) -> str:

@@ -1,4 +1,4 @@
-"""A server's lives on a line: where each stretch lies in the window that is looked at.
+"""A server's past on a line: where each stretch of it lies in the window that is asked for.
 
 Two traps are guarded against. An outage of a second in a day is narrower than a pixel, and is what the line is for; so
 everything but being up has a least width and lies on top. And colours alone tell some people nothing; so each piece
@@ -12,10 +12,8 @@ from typing import Final
 
 from msgspec import Struct
 
-from lora_sidecar.api.document import ServerView
-from lora_sidecar.api.page.html import Html, element
+from lora_sidecar.api.document import BadQueryError, ServerView
 from lora_sidecar.api.page.text import clock, duration, seconds_between
-from lora_sidecar.api.query import BadQueryError
 from lora_sidecar.reconcile.outage import Phase
 
 WINDOWS: Final = {"2m": 120, "10m": 600, "1h": 3600, "6h": 21_600, "24h": 86_400, "7d": 604_800}
@@ -24,7 +22,6 @@ WINDOWS: Final = {"2m": 120, "10m": 600, "1h": 3600, "6h": 21_600, "24h": 86_400
 WIDTH: Final = 1000
 """Units from the start of the window to now."""
 
-_HEIGHT: Final = 32
 _LEAST: Final = 5.0
 
 
@@ -51,24 +48,24 @@ def window_for(seconds: float) -> str:
 
 
 def pieces(server: ServerView, now: str, window: str) -> tuple[Piece, ...]:
-    """What lies within the window, in the order of drawing: lives, recoveries, then what was not up."""
+    """What lies within the window, in the order of drawing: incarnations, recoveries, then what was not up."""
     length = WINDOWS[window]
-    lives: list[Piece] = []
+    present: list[Piece] = []
     absences: list[Piece] = []
     for span in server.timeline:
         up = span.phase == Phase.UP.value
-        label = f"life {span.incarnation}" if up else span.phase
+        label = f"incarnation {span.incarnation}" if up else span.phase
         lasted = f"{label} from {clock(span.began, now)}, {duration(span.seconds)}{' so far' if not span.ended else ''}"
         text = lasted if up or not span.reason else f"{lasted}: {span.reason}"
         piece = _piece(span.phase, span.began, span.seconds, text, now, length)
         if piece is not None:
-            (lives if up else absences).append(piece)
+            (present if up else absences).append(piece)
     recoveries = [
         piece
         for one in server.recoveries
         if (piece := _piece("recovery", one.began, one.seconds, f"recovery, {duration(one.seconds)}", now, length))
     ]
-    return (*lives, *recoveries, *absences)
+    return (*present, *recoveries, *absences)
 
 
 def _piece(kind: str, began: str, seconds: float, text: str, now: str, length: int) -> Piece | None:
@@ -82,34 +79,3 @@ def _piece(kind: str, began: str, seconds: float, text: str, now: str, length: i
         wide = _LEAST
         left = min(left, WIDTH - wide)
     return Piece(kind, round(left, 2), round(wide, 2), text)
-
-
-def drawn(server: ServerView, now: str, window: str) -> Html:
-    """The line as a picture."""
-    shapes: list[Html] = []
-    for piece in pieces(server, now, window):
-        low = piece.kind == "recovery"
-        shapes.append(
-            element(
-                "rect",
-                element("title", piece.text),
-                class_=f"t-{piece.kind}",
-                x=piece.x,
-                y=_HEIGHT - 9 if low else 0,
-                width=piece.width,
-                height=9 if low else _HEIGHT,
-            )
-        )
-        if piece.kind == Phase.UP.value and piece.x > 0:
-            shapes.append(element("rect", class_="t-birth", x=piece.x, y=0, width=1.5, height=_HEIGHT))
-    absent = sum(span.phase != Phase.UP.value for span in server.timeline)
-    label = f"{server.name}: now {server.phase}, life {server.incarnation}, {absent} times not up; listed below"
-    return element(
-        "svg",
-        shapes,
-        class_="line",
-        viewBox=f"0 0 {WIDTH} {_HEIGHT}",
-        preserveAspectRatio="none",
-        role="img",
-        aria_label=label,
-    )

@@ -102,9 +102,9 @@ async def test_page_follows_an_outage_by_itself(
     await vllm.until_ready()
     await sidecar.event("recovery.completed")
     await tab.until("document.querySelector('h1').innerText.includes('All 2 adapters are listed')")
-    lives = await tab.text(".lives")
-    assert "2 of 2 adapters restored" in lives
-    assert "down" in lives
+    past = await tab.text(".past")
+    assert "2 of 2 adapters restored" in past
+    assert "down" in past
     assert await tab.value("document.querySelector('details').open") is True
     assert await tab.value("document.activeElement.value") == "sql"
     assert await tab.value("document.querySelectorAll('svg .t-down').length") == 1

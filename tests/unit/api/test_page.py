@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-from lora_sidecar.api.page.html import element
-from lora_sidecar.api.page.page import HEADERS, page
+from lora_sidecar.api.document import Query
+from lora_sidecar.api.page.page import Page
 from lora_sidecar.api.page.text import Headline, Mood, event_mood, headline
-from lora_sidecar.api.query import Query
 from lora_sidecar.api.status import document
 from lora_sidecar.core.conditions import Condition, ConditionType
 from lora_sidecar.reconcile.outage import Phase
@@ -21,6 +20,8 @@ from lora_sidecar.reconcile.verification import ProbeRecord
 from lora_sidecar.status.adapters import AdapterState
 from lora_sidecar.status.board import Board
 from tests.support.snapshots import HOSTILE, a_board, a_status
+
+_PAGE = Page()
 
 
 class _Reader(HTMLParser):
@@ -42,7 +43,7 @@ class _Reader(HTMLParser):
 
 def _shown(board: Board, query: Query | None = None, window: str = "", at: float = 52.0) -> str:
     query = query or Query()
-    return page(document(board.snapshot(at, 30.0), query), query, window, '"tag"').decode()
+    return _PAGE.of(document(board.snapshot(at, 30.0), query), query, window, '"tag"').decode()
 
 
 def _read(text: str) -> _Reader:
@@ -130,7 +131,7 @@ def test_name_without_end_does_not_make_a_page_without_end() -> None:
 def test_content_policy_names_the_one_script_and_the_one_style() -> None:
     """The hashes in the header are those of what is sent, and nothing inline is allowed besides."""
     text = _shown(a_board())
-    policy = HEADERS["Content-Security-Policy"]
+    policy = _PAGE.headers["Content-Security-Policy"]
     for tag in ("script", "style"):
         sent = re.search(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
         assert sent is not None
@@ -193,8 +194,3 @@ def test_outage_shorter_than_a_pixel_is_seen() -> None:
     assert found is not None
     assert float(found[1]) >= 5
     assert "it was killed" in text
-
-
-def test_attribute_that_is_false_is_left_out() -> None:
-    """`hidden=False` hides nothing."""
-    assert element("p", "x", hidden=False, title=None, class_='a"b').text == '<p class="a&quot;b">x</p>'

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from lora_sidecar.api.metrics import ADAPTER_SERIES, Metrics, with_series
-from lora_sidecar.api.query import BadQueryError, Query, read_query
+from lora_sidecar.api.document import BadQueryError, Query, read_query
 from lora_sidecar.api.status import document, encoded
 from lora_sidecar.core.events import EventName, info, warning
 from lora_sidecar.reconcile.outage import Phase
@@ -97,32 +96,6 @@ def test_what_is_old_is_unknown() -> None:
     shown = _told(board, at=81.0)
     assert shown["servers"][0]["phase"] == "unknown"
     assert shown["servers"][0]["timeline"][-1]["phase"] == "unknown"
-    text = Metrics(board, lambda: 81.0, lambda: LIVENESS).text().decode()
-    assert 'lora_sidecar_server_up{server="vllm"} 0.0' in text
-    assert 'lora_sidecar_adapter_state{adapter="a",server="vllm",state="listed"} 0.0' in text
-    assert "lora_sidecar_ready 0.0" in text
-
-
-@pytest.mark.parametrize("phase", [phase for phase in Phase if phase is not Phase.UP])
-def test_nothing_unknown_is_ever_one(phase: Phase) -> None:
-    """While the server is not up, no series says that anything is up or listed."""
-    text = Metrics(a_board(adapters=("a",), listed=("a",), phase=phase), lambda: 52.0, lambda: LIVENESS).text().decode()
-    ones = [line for line in text.splitlines() if line.endswith(" 1.0") and not line.startswith("#")]
-    assert not [line for line in ones if "server_up" in line or '"listed"' in line or 'phase="up"' in line]
-    assert f'lora_sidecar_server_phase{{phase="{phase}",server="vllm"}} 1.0' in text
-
-
-def test_ten_thousand_adapters_have_a_bounded_number_of_series() -> None:
-    """The cap holds, required adapters are under it, and what was left out is counted."""
-    names = [f"n{at:05}" for at in range(10_000)]
-    board = a_board(adapters=names, listed=names[:9_000], required=("n09999",))
-    (status,) = board.snapshot(52.0, LIVENESS).servers
-    assert with_series(status.adapters)[0].adapter.name == "n09999"
-    text = Metrics(board, lambda: 52.0, lambda: LIVENESS).text().decode()
-    assert text.count("lora_sidecar_adapter_state{") == ADAPTER_SERIES * (len(AdapterState) - 1)
-    assert f'lora_sidecar_adapter_series_omitted{{server="vllm"}} {float(10_000 - ADAPTER_SERIES)}' in text
-    assert 'lora_sidecar_adapters{server="vllm",state="listed"} 9000.0' in text
-    assert len(text.splitlines()) < 6_000
 
 
 def test_events_show_with_the_heartbeat_that_told_them() -> None:
@@ -172,7 +145,7 @@ def test_history_is_bounded() -> None:
 
 
 def test_lives_and_absences_follow_one_another_without_gaps() -> None:
-    """Each stretch ends where the next begins, and a restart that nobody saw begins a new life."""
+    """Each stretch ends where the next begins, and a restart that nobody saw begins a new incarnation."""
     board = a_board(at=50.0)
     board.publish(a_status(at=60.0, number=2))
     down = a_status(at=70.0, phase=Phase.DOWN, number=2)

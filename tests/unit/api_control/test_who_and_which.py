@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -95,6 +96,19 @@ async def test_token_that_cannot_be_read_lets_nobody_in(
         assert "control.token_file cannot be used" in reply.json()["error"]["message"]
         assert "two" not in reply.text.replace("two-", "")
     assert "chat" not in locked.desired()
+
+
+async def test_token_file_that_was_a_pipe_once_is_read_when_it_is_a_file(
+    locked: Guarded, session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    """Nobody waits for a writer that never comes, and the file that takes the pipe's place lets people in."""
+    (tmp_path / "token").unlink()
+    os.mkfifo(tmp_path / "token")
+    refused = await Api(session, locked.url, "s3cret-token").get("/v1/adapters", within=5)
+    assert (refused.status, "no regular file" in refused.text) == (503, True)
+    (tmp_path / "new").write_text("another")
+    (tmp_path / "new").rename(tmp_path / "token")
+    assert (await Api(session, locked.url, "another").get("/v1/adapters", within=5)).status == 200
 
 
 async def test_one_of_several_servers_is_named_by_path_or_query(tmp_path: Path, session: aiohttp.ClientSession) -> None:
