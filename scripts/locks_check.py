@@ -20,7 +20,9 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +31,14 @@ from packaging.dependency_groups import resolve_dependency_groups
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from scripts.locks import LockError, Pin, Release, lacking, markers_of, pinned, read_left_out, read_pins
+from scripts.locks import LockError, Markers, Pin, Release, lacking, markers_of, pinned, read_left_out, read_pins
 
 HERE = "{}.{}".format(*sys.version_info[:2])
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 VLLM_PYTHONS = ("3.11", "3.12", "3.13")
 # A marker may tell the first releases of a Python from the later ones.
 PATCHES = ("0", "99")
+WORKERS = 2
 # What comes as source alone is built with what is there: else pip takes the newest to build it with.
 AS_LOCKED = ("--no-deps", "--no-build-isolation")
 
@@ -80,27 +83,30 @@ class Pip:
 
     def releases(self, pins: Iterable[Pin], python: str, *options: str | Path) -> dict[str, Release]:
         """What the pinned releases say of themselves, by name, in their files for that Python. Nothing is installed."""
-        report = self._folder / "report.json"
-        dry_run = ("install", "--dry-run", "--ignore-installed", "--report", report)
-        # An older pip wants to know where to, though nothing gets there.
-        elsewhere = ("--python-version", python, "--target", self._folder / "nowhere")
-        self(*dry_run, *elsewhere, *AS_LOCKED, *options, "-r", self._listed(pins))
-        told = [item["metadata"] for item in json.loads(report.read_text())["install"]]
+        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+            report = Path(folder) / "report.json"
+            dry_run = ("install", "--dry-run", "--ignore-installed", "--report", report)
+            # An older pip wants to know where to, though nothing gets there.
+            elsewhere = ("--python-version", python, "--target", Path(folder) / "nowhere")
+            self(*dry_run, *elsewhere, *AS_LOCKED, *options, "-r", _list(pins, folder))
+            told = [item["metadata"] for item in json.loads(report.read_text())["install"]]
         return {canonicalize_name(one["name"]): _release(one) for one in told}
 
-    def download(self, pins: Iterable[Pin], folder: Path) -> None:
+    def download(self, pins: Iterable[Pin], files: Path) -> None:
         """Put the file of each pinned release for this Python into a folder."""
-        self("download", "--dest", folder, *AS_LOCKED, "-r", self._listed(pins))
+        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+            self("download", "--dest", files, *AS_LOCKED, "-r", _list(pins, folder))
 
     def installed(self) -> dict[str, str]:
         """The versions of what its environment holds, by name."""
         return {canonicalize_name(one["name"]): one["version"] for one in json.loads(self("list", "--format", "json"))}
 
-    def _listed(self, pins: Iterable[Pin]) -> Path:
-        """The pins without their markers, which pip would evaluate for the Python that it runs on itself."""
-        file = self._folder / "pins.txt"
-        file.write_text("".join(f"{' --hash='.join((f'{pin.name}=={pin.version}', *pin.hashes))}\n" for pin in pins))
-        return file
+
+def _list(pins: Iterable[Pin], folder: str) -> Path:
+    """A file with the pins, without their markers: pip would evaluate them for the Python that it runs on itself."""
+    file = Path(folder) / "pins.txt"
+    file.write_text("".join(f"{' --hash='.join((f'{pin.name}=={pin.version}', *pin.hashes))}\n" for pin in pins))
+    return file
 
 
 def _release(metadata: Mapping[str, Any]) -> Release:
@@ -153,44 +159,58 @@ def _check(project: Project, folder: Path) -> Iterator[str]:
         newest("install", "--upgrade", "pip")
         newest("install", *AS_LOCKED, "-r", project.root / "locks/build.txt")
     files = folder / "files"
-    yield from requirements(project, newest, files)
+    # The largest first: they are done side by side.
+    looks = [
+        partial(_requirements_of_vllm, lock, newest) for lock in sorted((project.root / "locks").glob("vllm*.txt"))
+    ]
+    looks += [partial(requirements, project, newest, files, python) for python in PYTHONS]
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for found in [pool.submit(look) for look in looks]:
+            yield from found.result()
     for pip in (own, newest):
         with _step(f"install from all locks with pip {pip.version} and no index"):
             _install(project, pip, files)
-    for lock in sorted((project.root / "locks").glob("vllm*.txt")):
-        yield from _requirements_of_vllm(lock, newest)
 
 
-def requirements(project: Project, pip: Pip, files: Path, pythons: Iterable[str] = PYTHONS) -> Iterator[str]:
-    """What each environment lacks under each Python, in a sentence each; `files` gets the locked files for this one."""
+def requirements(project: Project, pip: Pip, files: Path, python: str) -> list[str]:
+    """What each environment lacks under a Python, in a sentence each; for this one `files` gets what is locked."""
     pins = {name: project.pins(name) for environment in ENVIRONMENTS for name in environment.locks}
-    for python in pythons:
-        markers = [markers_of(f"{python}.{patch}") for patch in PATCHES]
-        everything = pinned((pin for some in pins.values() for pin in some), markers)
-        with _step(f"ask {len(everything)} releases what they require under Python {python}"):
-            if python == HERE:
-                pip.download(everything, files)
-            options = ("--no-index", "--find-links", files) if python == HERE else ()
-            releases = pip.releases(everything, python, *options)
-        for environment in ENVIRONMENTS:
-            locked = [pin for name in environment.locks for pin in pins[name]]
-            for values in markers:
-                there = {pin.name: releases[pin.name] for pin in pinned(locked, [values])}
-                for line in lacking(there, project.wanted(environment), values):
-                    yield f"{environment.locks[-1]}, Python {python}: {line}"
+    markers = [markers_of(f"{python}.{patch}") for patch in PATCHES]
+    everything = pinned((pin for some in pins.values() for pin in some), markers)
+    with _step(f"ask {len(everything)} releases what they require under Python {python}"):
+        if python == HERE:
+            pip.download(everything, files)
+        options = ("--no-index", "--find-links", files) if python == HERE else ()
+        releases = pip.releases(everything, python, *options)
+    return [
+        f"{environment.locks[-1]}, Python {python}: {line}"
+        for environment in ENVIRONMENTS
+        for values in markers
+        for line in lacking(_there(releases, pins, environment, values), project.wanted(environment), values)
+    ]
 
 
-def _requirements_of_vllm(lock: Path, pip: Pip) -> Iterator[str]:
+def _there(
+    releases: Mapping[str, Release], pins: Mapping[str, Iterable[Pin]], environment: Environment, markers: Markers
+) -> dict[str, Release]:
+    """Those of the releases that an environment has under these markers."""
+    locked = (pin for name in environment.locks for pin in pins[name])
+    return {pin.name: releases[pin.name] for pin in pinned(locked, [markers])}
+
+
+def _requirements_of_vllm(lock: Path, pip: Pip) -> list[str]:
     """What a lock of vLLM lacks, but for what it says that it leaves out."""
     text = lock.read_text()
     pins = read_pins(text)
     with _step(f"ask the {len(pins)} releases of {lock.name} what they require"):
         # Nothing must be built from source: with what, no lock says.
         releases = pip.releases(pins, HERE, "--only-binary", ":all:")
-    for python in VLLM_PYTHONS:
-        for patch in PATCHES:
-            for line in lacking(releases, (), markers_of(f"{python}.{patch}"), read_left_out(text)):
-                yield f"{lock.stem}, Python {python}: {line}"
+    return [
+        f"{lock.stem}, Python {python}: {line}"
+        for python in VLLM_PYTHONS
+        for patch in PATCHES
+        for line in lacking(releases, (), markers_of(f"{python}.{patch}"), read_left_out(text))
+    ]
 
 
 def _install(project: Project, pip: Pip, files: Path) -> None:

@@ -65,7 +65,7 @@ class Index:
     def lacking(self) -> list[str]:
         """What the check finds, with the pip of these tests and on this Python."""
         files = self._scratch / "files"
-        return list(requirements(Project(self.root), Pip(Path(sys.prefix), self._scratch), files, [HERE]))
+        return requirements(Project(self.root), Pip(Path(sys.prefix), self._scratch), files, HERE)
 
     def downloaded(self) -> list[str]:
         """What the check laid ready to be installed."""
