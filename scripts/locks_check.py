@@ -7,7 +7,8 @@ An environment that pip completes from the index depends on the day, and on the 
 * whether the Makefile's own rules make the environments out of the locked files and nothing else: while they run there
   is no index, once with the pip that comes with this Python and once with the newest.
 
-The locks of vLLM, which another script installs, are large: what they lock is looked at and not installed.
+The locks of vLLM, which another script installs, are large: what they lock is looked at and not installed, and torch is
+taken for a build for the CPU that requires nothing.
 """
 
 from __future__ import annotations
@@ -201,10 +202,13 @@ def _there(
 def _requirements_of_vllm(lock: Path, pip: Pip) -> list[str]:
     """What a lock of vLLM lacks, but for what it says that it leaves out."""
     text = lock.read_text()
-    pins = read_pins(text)
-    with _step(f"ask the {len(pins)} releases of {lock.name} what they require"):
+    pins = {pin.name: pin for pin in pinned(read_pins(text), [markers_of(f"{HERE}.0")])}
+    # Its files are the largest by far, and for which processor an index has it differs.
+    torch = pins.pop("torch")
+    with _step(f"ask {len(pins)} releases of {lock.name} what they require"):
         # Nothing must be built from source: with what, no lock says.
-        releases = pip.releases(pins, HERE, "--only-binary", ":all:")
+        releases = pip.releases(pins.values(), HERE, "--only-binary", ":all:")
+    releases["torch"] = Release("torch", f"{torch.version}+cpu")
     return [
         f"{lock.stem}, Python {python}: {line}"
         for python in VLLM_PYTHONS
