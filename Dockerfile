@@ -8,8 +8,8 @@ FROM ${BUILD_BASE} AS build
 WORKDIR /build
 COPY locks/runtime.txt ./
 # A folder of plain packages: the image needs neither pip nor a virtual environment's links to an interpreter.
-RUN ["python3", "-m", "pip", "install", "--no-cache-dir", "--no-compile", "--only-binary", ":all:", "--require-hashes", \
-     "--target", "/packages", "-r", "runtime.txt"]
+RUN ["python3", "-m", "pip", "install", "--no-cache-dir", "--no-compile", "--only-binary", ":all:", \
+     "--require-hashes", "--no-deps", "--target", "/packages", "-r", "runtime.txt"]
 COPY lora_sidecar /packages/lora_sidecar
 # The root file system is read-only where it runs. Checked by nothing: a changed time stamp must not cost every start.
 # Without docstrings: nothing reads them there, and they would be 1.6 MB of memory.

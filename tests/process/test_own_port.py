@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from typing import Any
 
 from tests.process.conftest import NewSidecar
+from tests.support.programs import run
 
 # Four ports for all outgoing connections, the server's among them; without care, one attempt in two connects to itself.
 NARROW = """
@@ -41,9 +41,5 @@ async def test_server_away_whose_port_may_be_given_to_us(
 
     assert {one["reason"] for one in sidecar.named("probe.failed")} == {"refused"}
     assert sidecar.named("server.down") == []
-    listening = await asyncio.create_subprocess_exec(
-        *("nsenter", "--net", f"--target={sidecar.pid}", sys.executable, "-c", LISTEN),
-        stderr=asyncio.subprocess.PIPE,
-    )
-    _, said = await listening.communicate()
-    assert (listening.returncode, said.decode()) == (0, "")
+    listening = await run("nsenter", "--net", f"--target={sidecar.pid}", sys.executable, "-c", LISTEN)
+    assert listening == (0, "", "")

@@ -134,8 +134,9 @@ def image(podman: Podman, tmp_path_factory: pytest.TempPathFactory) -> str:
         root = write_root(folder / base.rpartition("/")[2], with_pip=with_pip)
         podman.run("build", "--tag", base, "--file", "-", str(root), input=_BASE_FILE)
     wheels = folder / "wheels"
-    download = ("-m", "pip", "download", "--quiet", "--require-hashes", "--only-binary", ":all:", "--dest", str(wheels))
-    subprocess.run([sys.executable, *download, "--requirement", ROOT / "locks/runtime.txt"], check=True, cwd=folder)
+    download = ("-m", "pip", "download", "--quiet", "--require-hashes", "--no-deps", "--only-binary", ":all:")
+    lock = ROOT / "locks/runtime.txt"
+    subprocess.run([sys.executable, *download, "--dest", wheels, "--requirement", lock], check=True, cwd=folder)
     settings = folder / "pip.conf"
     settings.write_text("[global]\nno-index = true\nfind-links = /wheels\n")
     podman.run(
