@@ -21,7 +21,7 @@ import yaml
 from msgspec import Struct
 
 from lora_sidecar.cli.inject.manifests.write import block
-from lora_sidecar.config.settings import parse
+from lora_sidecar.config.load import parse
 from lora_sidecar.config.values import Fault, adapter_path, label, server_url
 from lora_sidecar.core.errors import ConfigError
 
@@ -43,10 +43,8 @@ class Converted(Struct, frozen=True):
     problems: tuple[str, ...]
 
 
-def add_parser(commands: argparse._SubParsersAction[_Parser]) -> None:
-    """Add `config convert` to the commands."""
-    parser = commands.add_parser("config", help="turn the config of another tool into one of ours")
-    actions = parser.add_subparsers(dest="action", required=True, parser_class=type(parser))
+def add_parser(actions: argparse._SubParsersAction[_Parser]) -> None:
+    """Add `convert` to the actions of `config`."""
     action = actions.add_parser(
         "convert",
         help="print the config that does what a lora-syncer ConfigMap asks for",

@@ -19,8 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from lora_sidecar.config.load import read
-from lora_sidecar.config.settings import parse
+from lora_sidecar.config.load import parse, read
 from lora_sidecar.core.errors import ConfigError, SidecarError
 
 if TYPE_CHECKING:

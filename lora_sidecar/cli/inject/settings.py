@@ -19,7 +19,9 @@ from lora_sidecar.cli.inject.manifests.value import Value, entries, text
 from lora_sidecar.cli.inject.remarks import Note, Problem, Remark
 from lora_sidecar.cli.inject.servers.engine import Server
 from lora_sidecar.cli.inject.servers.keys import Key, KeyFile, KeyText, SecretKey
-from lora_sidecar.config.settings import Config, ServerConfig, parse
+from lora_sidecar.config.inventory import ServerConfig
+from lora_sidecar.config.load import parse
+from lora_sidecar.config.settings import Config
 from lora_sidecar.config.values import is_loopback, split_bind
 
 _SECRETS: Final = "/var/run/secrets"
@@ -147,7 +149,7 @@ def given(settings: Given, found: Sequence[tuple[Map[str, Value], Server]], rema
     host, port = _bind(config.ops.bind)
     if is_loopback(host) or not port:
         reason = f"the config's ops.bind ({config.ops.bind}) cannot be reached by the kubelet"
-        remarks.append(Problem((), reason, "probes need a port on every address, as 0.0.0.0:9400"))
+        remarks.append(Problem((), reason, "probes need a port on every address, as :9400"))
     for index, (container, server) in enumerate(found):
         match = _match(config, server)
         if match is None:

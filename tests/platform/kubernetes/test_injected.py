@@ -7,7 +7,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from lora_sidecar.config.settings import parse
+from lora_sidecar.config.load import parse
 from tests.platform.kubernetes.rendering import MANIFESTS, VERSIONS, Resource, named, of_kind, pods, render, validate
 from tests.support.paths import ROOT
 from tests.unit.cli.inject.support import EXAMPLES, done, objects

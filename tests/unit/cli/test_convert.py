@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from lora_sidecar.cli.convert import add_parser, advice, convert, run
-from lora_sidecar.config.settings import parse
+from lora_sidecar.config.load import parse
 
 Captured = pytest.CaptureFixture[str]
 
@@ -47,7 +47,7 @@ def command(*arguments: str) -> int:
     """Run one command line; returns the exit code."""
     parser = argparse.ArgumentParser()
     add_parser(parser.add_subparsers())
-    return run(parser.parse_args(["config", "convert", *arguments]))
+    return run(parser.parse_args(["convert", *arguments]))
 
 
 def problems(text: str) -> str:

@@ -12,7 +12,7 @@ from lora_sidecar.cli.inject.outcome import Outcome
 from lora_sidecar.cli.inject.removal import remove
 from lora_sidecar.cli.inject.settings import Given
 from lora_sidecar.cli.inject.workload import Options
-from lora_sidecar.config.settings import parse
+from lora_sidecar.config.load import parse
 from tests.support.paths import ROOT
 
 IMAGE = "example.com/lora-sidecar:1"

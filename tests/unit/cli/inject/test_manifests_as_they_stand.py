@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lora_sidecar.config.settings import parse
+from lora_sidecar.config.load import parse
 from tests.support.paths import ROOT
 from tests.unit.cli.inject.support import (
     EXAMPLES,
