@@ -25,6 +25,7 @@ from lora_sidecar.cli import convert, inject
 from lora_sidecar.config.load import parse, read
 from lora_sidecar.config.process import OpsConfig
 from lora_sidecar.config.reference import example, json_schema
+from lora_sidecar.config.settings import Config
 from lora_sidecar.core.errors import ConfigError
 
 NOT_ALIVE: Final = 1
