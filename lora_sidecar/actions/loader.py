@@ -2,8 +2,8 @@
 
 Four traps are guarded against:
 
-* A plan made for one life of the server must not be carried out in the next. A plan of another incarnation ends the
-  loads under way and drops the rest.
+* A plan made for one incarnation of the server must not be carried out in the next. A plan for another incarnation
+  ends the loads under way and drops the rest.
 * An adapter that was just loaded is still missing from an older listing. What is under way, or ended after the listing
   behind the newest plan was asked for, is not loaded again. After a load whose failure may be the server's, nothing at
   all is loaded until a newer listing.
@@ -29,8 +29,8 @@ from lora_sidecar.engines.base import Engine
 from lora_sidecar.files.preflight import Inspection, Preflight
 from lora_sidecar.reconcile.state import Plan
 
-_LOOK: Final = 0.25
-"""Seconds that a look for requests may take: a server that does not answer by then has something to do."""
+_POLL_DEADLINE: Final = 0.25
+"""Seconds that the question for requests may take: a server that does not answer by then has something to do."""
 
 _Key = tuple[str, int]
 
@@ -82,7 +82,7 @@ class Loader(Worker[Outcome]):
         async with asyncio.TaskGroup() as group:
             loads: set[asyncio.Task[None]] = set()
             while True:
-                await self._look_for_requests()
+                await self._poll_requests()
                 while len(loads) < self._width() + self._ahead and (step := self._step()) is not None:
                     loads.add(group.create_task(self._load(*step), name="load"))
                 if not loads:
@@ -117,15 +117,15 @@ class Loader(Worker[Outcome]):
             return self.concurrency
         return 1 if self._engine is None else self._engine.loads_at_once
 
-    async def _look_for_requests(self) -> None:
+    async def _poll_requests(self) -> None:
         """Have the engine's client know how many loads do no harm, where that matters."""
         plan, engine = self._plan, self._engine
         if plan is None or engine is None or self.concurrency != "auto" or self._is_cautious():
             return
         if self._is_waited_for(plan):
             with suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK):
-                    await engine.look_for_requests()
+                async with asyncio.timeout(_POLL_DEADLINE):
+                    await engine.poll_requests()
             self._turn_ended.set()
 
     def _is_waited_for(self, plan: Plan) -> bool:

@@ -31,7 +31,7 @@ from lora_sidecar.reconcile.verification import ProbeRecord, Trials, completed, 
 from lora_sidecar.threads import ReaderPool
 
 _ADAPTER_DEADLINE: Final = 30.0
-_LOOK_DEADLINE: Final = 2.0
+_SCAN_DEADLINE: Final = 2.0
 _REFUSALS: Final = 2
 """Probes in a row that the base model must fail before that is told."""
 
@@ -39,17 +39,17 @@ _REFUSALS: Final = 2
 class Prober:
     """The probes of one server. `offer` and `conditions` are for its watch, `run` is its task."""
 
-    def __init__(self, now: Callable[[], float], report: Callable[..., None], slots: ReaderPool) -> None:
-        """`report` takes events, in `slots` the disk is waited for."""
+    def __init__(self, now: Callable[[], float], report: Callable[..., None], readers: ReaderPool) -> None:
+        """`report` takes events, in `readers` the disk is waited for."""
         self._engine: Engine | None = None
         self._now = now
         self._report = report
-        self._slots = slots
+        self._readers = readers
         self._plan: Plan | None = None
         self._config: Config | None = None
         self._changed = asyncio.Event()
         self._trials: Trials = {}
-        self._life: int | None = None
+        self._incarnation: int | None = None
         self._obstacle = ""
         self._refused = 0
         self._resume_at = float("-inf")
@@ -63,8 +63,8 @@ class Prober:
         if plan.verdict is not Verdict.UNKNOWN and plan.observed_at > self._unanswered_at:
             # The server outlived it.
             self._asking = None
-        if plan.incarnation != self._life or config.verify.by == "listed":
-            self._life, self._trials, self._obstacle, self._refused = plan.incarnation, {}, "", 0
+        if plan.incarnation != self._incarnation or config.verify.by == "listed":
+            self._incarnation, self._trials, self._obstacle, self._refused = plan.incarnation, {}, "", 0
         elif plan.state.last is not None:
             self._trials = current(self._trials, self._listed(plan))
         self._changed.set()
@@ -118,7 +118,7 @@ class Prober:
         if plan is None or engine is None or config is None or plan.state.last is None or not plan.state.last.bases:
             return
         self._trials = current(self._trials, self._listed(plan))
-        before, life = self._trials, self._life
+        before, incarnation = self._trials, self._incarnation
         trial = before.get(name)
         if trial is None:
             return
@@ -128,12 +128,12 @@ class Prober:
             self._resume_at = self._now() + config.verify.interval
             if blocked.halted:
                 # After a sleep each has to be proven anew.
-                self._settle(life, before, {n: ProbeRecord(t.path) for n, t in before.items()})
+                self._settle(incarnation, before, {n: ProbeRecord(t.path) for n, t in before.items()})
             return
         if await self._files_gone(trial.path, plan):
-            self._settle(life, before, {**before, name: judge(trial, _UNASKED, _UNASKED, self._now())})
+            self._settle(incarnation, before, {**before, name: judge(trial, _UNASKED, _UNASKED, self._now())})
             return
-        base = await engine.ask(plan.state.last.bases[0].id, trial.prompt, None)
+        base = await engine.probe(plan.state.last.bases[0].id, trial.prompt, None)
         said: Answer = base
         if not isinstance(base, ProbeFailure):
             said = await self._ask(engine, _loaded(plan, trial, name), trial.prompt)
@@ -145,19 +145,19 @@ class Prober:
                 base = await _fair(engine, base, said, plan.state.last.bases[0].id, trial.prompt)
         if isinstance(base, ProbeFailure) and base.status is not None and self._refused >= _REFUSALS:
             self._obstacle = f"the base model answers no completion with log-probabilities: {base.message}"
-        self._settle(life, before, {**before, name: judge(trial, base, said, self._now())})
+        self._settle(incarnation, before, {**before, name: judge(trial, base, said, self._now())})
 
     async def _ask(self, engine: Engine, adapter: Adapter, prompt: str) -> Answer:
         self._asking, self._unanswered_at = adapter, float("inf")
-        said = await engine.ask(adapter.name, prompt, _ADAPTER_DEADLINE)
+        said = await engine.probe(adapter.name, prompt, _ADAPTER_DEADLINE)
         if isinstance(said, ProbeAnswer):
             self._asking = None
         self._unanswered_at = self._now()
         return said
 
-    def _settle(self, life: int | None, before: Trials, after: Trials) -> None:
+    def _settle(self, incarnation: int | None, before: Trials, after: Trials) -> None:
         """Take the result over, unless the server has restarted or the listing has changed meanwhile."""
-        if life == self._life:
+        if incarnation == self._incarnation:
             listed = {name: trial.path for name, trial in self._trials.items()}
             self._trials = current(after, listed)
             self._report(*completed(before, self._trials))
@@ -171,7 +171,9 @@ class Prober:
             return False
         folder = Path(path)
         try:
-            return await self._slots.run(path, lambda: folder.parent.is_dir() and not is_complete(path), _LOOK_DEADLINE)
+            return await self._readers.run(
+                path, lambda: folder.parent.is_dir() and not is_complete(path), _SCAN_DEADLINE
+            )
         except (TimeoutError, OSError):
             return True
 
@@ -182,7 +184,7 @@ async def _fair(
     """What the base model says after the adapter failed; a wait counts only in an engine that does nothing else."""
     if said.status is None and await engine.probe_blocked(0) is not None:
         return said
-    again = await engine.ask(model, prompt, _ADAPTER_DEADLINE)
+    again = await engine.probe(model, prompt, _ADAPTER_DEADLINE)
     return base if isinstance(again, ProbeAnswer) else again
 
 

@@ -6,8 +6,8 @@ Three traps are guarded against:
   under way waits for its end, and for no other load: vLLM (to 0.33) only drops the name from a table.
 * An adapter that is unloaded to be replaced is away until its successor is loaded. None is while the engine sleeps or
   is paused, when nothing could be loaded, nor where the successor's files are missing or the engine would refuse them.
-* A plan says nothing of the server's next life, nor, where its save took long, of the server as it is now. What the
-  config gives reason to is looked up in the newest plan just before it is done, and none is taken from a late plan.
+* A plan says nothing of the server's next incarnation, nor, where its save took long, of the server as it is now. What
+  the config gives reason to is looked up in the newest plan just before it is done, and not taken from a late one.
 """
 
 from __future__ import annotations

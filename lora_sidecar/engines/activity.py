@@ -97,7 +97,7 @@ class IdleDetector:
     def note(self, asked_at: float, requests: float | None, tokens: float | None) -> None:
         """Take in the answer to a question of `asked_at`; None is what it did not say.
 
-        `requests` are those that run or wait, `tokens` those counted in this life of the server.
+        `requests` are those that run or wait, `tokens` those counted in this incarnation of the server.
         """
         if tokens != self._tokens:
             self._tokens, self._since = tokens, asked_at

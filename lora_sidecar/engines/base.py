@@ -4,8 +4,8 @@ The only code that talks to a server is in this package, so that the rest of the
 or a message of any engine. No method raises for anything that a server or a network may do, and each ends by its
 deadline. Two traps are guarded against:
 
-* A listing that is put down to the wrong life of the server. Its identity is read before the listing, so that a restart
-  between the two makes adapters look lost and never unloaded.
+* A listing that is put down to the wrong incarnation of the server. Its identity is read before the listing, so that a
+  restart between the two makes adapters look lost and never unloaded.
 * An ability that one engine has and another is taken to have. What is optional has a default here.
 """
 
@@ -91,7 +91,7 @@ class Engine(ABC):
         server lists the same again, that one is returned with another time. Otherwise its identity is read anew.
         """
         line = self._connection.line
-        return self.note(await self._look(None if self.in_doubt else trusted), line)
+        return self.note(await self._poll(None if self.in_doubt else trusted), line)
 
     def note(self, seen: Observation, line: int | None = None) -> Observation:
         """Take in what was seen of the server, here or by whoever asked what serves there, and vouch for it.
@@ -100,7 +100,7 @@ class Engine(ABC):
         """
         return self._connection.vouch(seen, line, self._probe_timeout)
 
-    async def _look(self, trusted: Observed | None) -> Observation:
+    async def _poll(self, trusted: Observed | None) -> Observation:
         at, retries = self._now(), self._transport.retries
         unready = await self._read_keys() or await self._check_health(thorough=trusted is None)
         if unready is not None:
@@ -155,12 +155,12 @@ class Engine(ABC):
 
     @abstractmethod
     async def _identify(self) -> ServerIdentity | RequestError:
-        """Read what the server is and which life of it this is."""
+        """Read what the server is and which incarnation of it this is."""
 
     async def load_blocked(self, incarnation: int) -> LoadDeferred | Failure | None:
         """Why no load may be sent now; None where one may, at once: the answer is soon out of date.
 
-        `incarnation` is the life of the server for which the load was decided.
+        `incarnation` is the one for which the load was decided.
         """
         del incarnation
         return None
@@ -174,7 +174,7 @@ class Engine(ABC):
         """How many loads may be in flight without harm to the server's requests, as far as was heard of them lately."""
         return 1
 
-    async def look_for_requests(self) -> None:  # noqa: B027 - an engine that has nothing to say is asked nothing
+    async def poll_requests(self) -> None:  # noqa: B027 - an engine that has nothing to say is asked nothing
         """Ask the server whether it has requests, unless what was heard of them still counts."""
 
     @abstractmethod
@@ -190,7 +190,7 @@ class Engine(ABC):
         del busy_above
         return ProbeBlocked(obstacle=_NO_PROBES)
 
-    async def ask(self, model: str, prompt: str, deadline: float | None) -> Answer:
+    async def probe(self, model: str, prompt: str, deadline: float | None) -> Answer:
         """Ask a model for one token and its log-probabilities, at temperature 0.
 
         Without a `deadline` (seconds) the model must be the base model: the answer then counts as the engine's

@@ -95,7 +95,7 @@ class Sglang(Engine):
     async def _identify(self) -> ServerIdentity | RequestError:
         """See `Engine._identify`. The answer comes from the engine, so a hung one gives none.
 
-        The time of its start that SGLang publishes is none, but identifies the life as well.
+        The time of its start that SGLang publishes is none, but identifies the incarnation as well.
         """
         reply = await self._transport.get("/server_info", self._probe_timeout)
         if isinstance(reply, RequestError):
@@ -106,10 +106,10 @@ class Sglang(Engine):
         if isinstance(info, str):
             return unlisted("/server_info", reply.body, info)
         self._info = info
-        return ServerIdentity(info.life, runtime_loading=True, capacity=info.capacity)
+        return ServerIdentity(info.start_id, runtime_loading=True, capacity=info.capacity)
 
     async def load_blocked(self, incarnation: int) -> LoadDeferred | Failure | None:
-        """See `Engine.load_blocked`. Nothing is asked: the settings hold for a life of the server."""
+        """See `Engine.load_blocked`. Nothing is asked: the settings hold for one incarnation."""
         del incarnation
         info = self._info
         if info is None:

@@ -1,4 +1,4 @@
-"""SGLang's answers as values: which life it is in, what it keeps, what a refusal means. Pure: bytes in, values out.
+"""SGLang's answers as values: which incarnation it is, what it keeps, what a refusal means. Pure: bytes in, values out.
 
 Two traps are guarded against. SGLang answers every refusal with 400 and a sentence, so the sentence decides. And an
 adapter that is missing from its listing need not be lost: beyond `max_loaded_loras` it takes the least recently used
@@ -23,14 +23,14 @@ from lora_sidecar.engines.text import UNREADABLE, error_text, folded, named, sen
 class ServerInfo(Struct, frozen=True):
     """What `/server_info` tells.
 
-    `capacity` is `max_loaded_loras`, None for no limit. `life` identifies one life of the server as a number that is
+    `capacity` is `max_loaded_loras`, None for no limit. `start_id` identifies one incarnation as a number that is
     compared for equality only, None where nothing of that kind is published (before `startup_time`, which 0.5.10 has
     not and 0.5.23 has). `replicas` is `dp_size`: with more than one, no adapter can be loaded at run time.
     `memory_saver` is whether its memory can be released by a request; nothing publishes whether it is.
     """
 
     capacity: int | None
-    life: float | None
+    start_id: float | None
     replicas: int
     memory_saver: bool
 
@@ -60,13 +60,13 @@ def decode_server_info(body: bytes) -> ServerInfo | str:
         return f"not the server's settings: {sentence(str(error))}"
     if info.max_loaded_loras is not None and info.max_loaded_loras < 1:
         return f"not the server's settings: max_loaded_loras is {info.max_loaded_loras}"
-    return ServerInfo(info.max_loaded_loras, _life(info), info.dp_size, info.enable_memory_saver)
+    return ServerInfo(info.max_loaded_loras, _start_id(info), info.dp_size, info.enable_memory_saver)
 
 
-def _life(info: _Info) -> float | None:
-    """A number for this life: from how long its parts took to start, which SGLang publishes unrounded.
+def _start_id(info: _Info) -> float | None:
+    """A number for this incarnation: from how long its parts took to start, which SGLang publishes unrounded.
 
-    The random seed is drawn at each start, but `--random-seed` fixes it: alone it would prove two lives to be one.
+    The random seed is drawn at each start, but `--random-seed` fixes it: alone it would prove two of them to be one.
     """
     took = None if info.startup_time is None else info.startup_time.get("scheduler_e2e")
     if not isinstance(took, float) or took <= 0:

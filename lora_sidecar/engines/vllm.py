@@ -62,7 +62,7 @@ class Vllm(Engine):
         self._idle = IdleDetector()
 
     def note(self, seen: Observation, line: int | None = None) -> Observation:
-        """See `Engine.note`; whether the next life of the server can sleep is not known."""
+        """See `Engine.note`; whether the next incarnation can sleep is not known."""
         if isinstance(seen, Unknown) and seen.reason is not Reason.TIMEOUT:
             self._sleepless = False
         return super().note(seen, line)
@@ -97,7 +97,7 @@ class Vllm(Engine):
         """See `Engine.load_blocked`.
 
         A server without the route `/is_sleeping` (a 404 outside the developer mode) has no route that could put it to
-        sleep either, so one look serves its whole life; any other is asked before every load. That look is part of
+        sleep either, so one answer serves a whole incarnation; any other is asked before every load. It is part of
         every identity that `observe` reads, so that the first load need not wait for it.
         """
         if self._sleepless or self._cannot_sleep_in == incarnation:
@@ -130,8 +130,8 @@ class Vllm(Engine):
         """See `Engine.loads_at_once`."""
         return _AT_ONCE if self._idle.is_idle(self._now()) else 1
 
-    async def look_for_requests(self) -> None:
-        """See `Engine.look_for_requests`; on `/metrics` the numbers of requests and of tokens tell."""
+    async def poll_requests(self) -> None:
+        """See `Engine.poll_requests`; on `/metrics` the numbers of requests and of tokens tell."""
         if self._idle.is_due(self._now()):
             self._idle.ask(self._now())
             await self._vitals()
@@ -155,8 +155,8 @@ class Vllm(Engine):
             return ProbeBlocked(obstacle="the server's /metrics does not say how many requests it has")
         return ProbeBlocked() if vitals.requests > busy_above else None
 
-    async def ask(self, model: str, prompt: str, deadline: float | None) -> Answer:
-        """See `Engine.ask`."""
+    async def probe(self, model: str, prompt: str, deadline: float | None) -> Answer:
+        """See `Engine.probe`."""
         body = msgspec.json.encode(
             {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": _TOP}
         )

@@ -72,7 +72,7 @@ class Slow(Engine):
         """Four without requests."""
         return 4 if self.detector.is_idle(asyncio.get_running_loop().time()) else 1
 
-    async def look_for_requests(self) -> None:
+    async def poll_requests(self) -> None:
         """See `Engine`."""
         now = asyncio.get_running_loop().time()
         if self.detector.is_due(now):

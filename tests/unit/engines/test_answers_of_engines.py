@@ -115,7 +115,7 @@ def test_a_life_of_sglang_is_a_number_that_a_float_holds() -> None:
     info = sglang_wire.decode_server_info(body)
 
     assert isinstance(info, sglang_wire.ServerInfo)
-    assert info.life == float(int(hashlib.sha256(b"[7,0.5]").hexdigest()[:12], 16))
+    assert info.start_id == float(int(hashlib.sha256(b"[7,0.5]").hexdigest()[:12], 16))
 
 
 def test_a_version_without_end_is_shown_in_part() -> None:

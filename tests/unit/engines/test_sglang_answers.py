@@ -42,9 +42,9 @@ def test_a_life_is_told_by_the_time_it_took_to_start() -> None:
     """Equal answers are one life; another duration is another life, even where the seed was fixed."""
     other = {"load_weight": 3.0, "scheduler_e2e": 12.345678902, "cuda_graph": {}}
 
-    assert read(info()).life == read(info()).life is not None
-    assert read(info()).life != read(info(startup_time=other)).life
-    assert read(info()).life != read(info(random_seed=8)).life
+    assert read(info()).start_id == read(info()).start_id is not None
+    assert read(info()).start_id != read(info(startup_time=other)).start_id
+    assert read(info()).start_id != read(info(random_seed=8)).start_id
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_a_life_is_told_by_the_time_it_took_to_start() -> None:
 )
 def test_a_seed_alone_proves_nothing(startup_time: object) -> None:
     """SGLang 0.5.10 publishes no start-up times; --random-seed would make every life look like the one before it."""
-    assert read(info(startup_time=startup_time)).life is None
+    assert read(info(startup_time=startup_time)).start_id is None
 
 
 def test_the_limit_of_the_listing_is_read() -> None:
