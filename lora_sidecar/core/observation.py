@@ -8,6 +8,7 @@ unless a name says otherwise.
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal
 
 from msgspec import Struct
 
@@ -37,7 +38,8 @@ class Observed(Struct, frozen=True):
     `version` is what the server says it is.
     `capacity` is how many adapters the server lists at most: it takes the least recently used one out for the next,
     and loads it again by itself (SGLang); None where nothing is ever taken out. `resolves_paths` is whether the server
-    lists real paths and not those that it was sent (vLLM's Rust frontend).
+    lists real paths and not those that it was sent (vLLM's Rust frontend). `engine` is what the listing says that it
+    comes from, whatever the config says; None where it does not say.
     """
 
     at: float
@@ -49,6 +51,7 @@ class Observed(Struct, frozen=True):
     line: int | None = None
     capacity: int | None = None
     resolves_paths: bool = False
+    engine: Literal["vllm", "sglang"] | None = None
 
 
 class Reason(StrEnum):

@@ -132,7 +132,15 @@ class Sglang:
         if isinstance(listing, RequestError):
             return unknown(at, listing)
         # The time of its start that SGLang publishes is none, but identifies the life as well.
-        return Observed(at, listing.bases, listing.adapters, info.life, runtime_loading=True, capacity=info.capacity)
+        return Observed(
+            at,
+            listing.bases,
+            listing.adapters,
+            info.life,
+            runtime_loading=True,
+            capacity=info.capacity,
+            engine=listing.engine,
+        )
 
     async def load(
         self, adapter: Adapter, incarnation: int, room: Callable[[], bool] = unlimited

@@ -162,6 +162,7 @@ class Vllm:
             runtime_loading,
             version,
             resolves_paths=listing.rust,
+            engine=listing.engine,
         )
 
     async def load(

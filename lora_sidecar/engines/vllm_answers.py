@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Literal
 
 import msgspec
 from msgspec import Struct
@@ -22,12 +23,14 @@ from lora_sidecar.engines.vllm_refusals import decoded, sentence, sentence_of
 class Listing(Struct, frozen=True):
     """The cards of one good `/v1/models`: base models, and adapters in the order in which they were loaded.
 
-    `rust` is whether vLLM's Rust frontend wrote it, which lists the real paths of folders.
+    `rust` is whether vLLM's Rust frontend wrote it, which lists the real paths of folders. `engine` is what all its
+    base models name as their owner, None where that is none that is known.
     """
 
     bases: tuple[BaseModel, ...]
     adapters: tuple[Listed, ...]
     rust: bool = False
+    engine: Literal["vllm", "sglang"] | None = None
 
 
 class BadListing(Struct, frozen=True):
@@ -49,6 +52,7 @@ class _Body(Struct):
 
 
 _RUST = "vllm-frontend-rs"
+_ENGINES: dict[str, Literal["vllm", "sglang"]] = {"vllm": "vllm", _RUST: "vllm", "sglang": "sglang"}
 _LISTING = msgspec.json.Decoder(_Body)
 
 
@@ -106,7 +110,8 @@ def _listing_of(cards: list[_Card]) -> Listing | BadListing:
     rust = any(card.owned_by == _RUST for card in cards)
     if rust and any(card.root is None for card in cards):
         return BadListing("by a version of vLLM's Rust frontend that does not tell adapters from models")
-    return Listing(bases, adapters, rust)
+    owners = {card.owned_by for card in cards if card.parent is None}
+    return Listing(bases, adapters, rust, _ENGINES.get(owners.pop()) if len(owners) == 1 else None)
 
 
 _START_TIME = re.compile(rb"^process_start_time_seconds(?:\{[^}]*\})? (\S+)", re.MULTILINE)

@@ -45,6 +45,7 @@ def test_listing_has_bases_and_adapters_in_their_order() -> None:
     assert decode_listing(body) == Listing(
         (BaseModel("base", "/m"), BaseModel("alias", "/m")),
         (Listed("z", "/adapters/a/", "base"), Listed("a", "/adapters/a/", "base")),
+        engine="vllm",
     )
 
 
@@ -64,6 +65,27 @@ def test_listing_has_bases_and_adapters_in_their_order() -> None:
 def test_listing_with_little_in_it(cards: list[dict[str, Any]], expected: Listing) -> None:
     """Only the id is needed; an adapter without a path has an empty one."""
     assert decode_listing(listing(*cards)) == expected
+
+
+@pytest.mark.parametrize(
+    ("owners", "engine"),
+    [(["vllm"], "vllm"), (["vllm-frontend-rs"], "vllm"), (["sglang"] * 2, "sglang"), (["proxy"], None), ([], None)],
+)
+def test_listing_says_which_engine_it_comes_from(owners: list[str], engine: str | None) -> None:
+    """By what all its base models name as their owner, and by no adapter's."""
+    cards = [BASE_CARD | {"id": f"base{n}", "owned_by": owner} for n, owner in enumerate(owners)]
+    for body in (listing(*cards), listing(*cards, LORA_CARD | {"owned_by": "sglang"})):
+        read = decode_listing(body)
+        assert isinstance(read, Listing)
+        assert read.engine == engine
+
+
+def test_two_owners_are_no_engine() -> None:
+    """As behind a proxy for several."""
+    read = decode_listing(listing(BASE_CARD, BASE_CARD | {"id": "other", "owned_by": "sglang"}))
+
+    assert isinstance(read, Listing)
+    assert read.engine is None
 
 
 def test_one_adapter_registered_twice_counts_once() -> None:
