@@ -6,7 +6,8 @@ incarnation ends the load under way and drops the rest. And an adapter that was 
 listing that the newest plan was made from; so what is under way, or ended after that listing was asked for, is not
 loaded again, and nothing at all is loaded on such a listing after a load whose failure may be the server's. And each
 load is a pause for all inference, and those of several in flight add up; so there is more than one only while the
-server was just seen to have no requests. The next adapter's files are read meanwhile, so that no load waits for a disk.
+server was just seen to have no requests. The next adapter's files are read meanwhile, so that no load waits for a disk;
+those of a large one once nothing else is left to send, so that nothing waits for them.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class Loader:
         self._finished = finished
         self._plan: Plan | None = None
         self._next = 0
+        self._large: list[Adapter] = []
         self._offered = asyncio.Event()
         self._outcomes: list[Outcome] = []
         self._ended_at: dict[str, float] = {}
@@ -74,6 +76,7 @@ class Loader:
         """Replace the plan; one of another incarnation also abandons the load under way."""
         former = self._plan
         self._plan, self._next = plan, 0
+        self._large = []
         # Not cleared by another incarnation: that one may be a guess, and the load may still take effect.
         self._ended_at = {name: at for name, at in self._ended_at.items() if at > plan.observed_at}
         if former is not None and former.incarnation != plan.incarnation:
@@ -124,8 +127,7 @@ class Loader:
     def _ahead(self) -> int:
         """How many adapters are looked at before their turn.
 
-        None, until one was accepted: from the first refusal preflight may learn what the server takes, and while the
-        engine sleeps nothing is read that may not be sent for hours.
+        None, until one was accepted: while the engine sleeps nothing is read that may not be sent for hours.
         """
         return 0 if self._preflight is None or self._accepted_in != self._incarnation() else 1
 
@@ -158,22 +160,23 @@ class Loader:
             await asyncio.sleep(pause)
             oldest = self._now()
 
-    def _step(self) -> tuple[Adapter, Plan] | None:
-        """The next adapter to load, and the plan that says so."""
+    def _step(self) -> tuple[Adapter, Plan, bool] | None:
+        """The next adapter to load, the plan that says so, and whether its turn has come however large it is."""
         plan = self._plan
         if plan is None or plan.observed_at < self._round_ended_at:
             return None
-        while self._next < len(plan.restores):
-            adapter = plan.restores[self._next]
-            self._next += 1
+        while self._next < len(plan.restores) or self._large:
+            is_last = self._next >= len(plan.restores)
+            adapter = self._large.pop(0) if is_last else plan.restores[self._next]
+            self._next += not is_last
             under_way = (adapter.name, plan.incarnation) in self._under_way
             if not under_way and self._ended_at.get(adapter.name, float("-inf")) <= plan.observed_at:
                 # From here on it counts as under way: its task may begin only after the next step.
                 self._under_way[adapter.name, plan.incarnation] = asyncio.timeout(None)
-                return adapter, plan
+                return adapter, plan, is_last
         return None
 
-    async def _load(self, adapter: Adapter, plan: Plan) -> None:
+    async def _load(self, adapter: Adapter, plan: Plan, is_last: bool) -> None:
         incarnation = plan.incarnation
         began = self._now()
         waited = 0.0
@@ -182,12 +185,10 @@ class Loader:
         looked = Inspection()
         try:
             async with self._under_way[adapter.name, incarnation]:
-                if self._preflight is not None:
-                    # An engine that slept a moment ago may do so for hours: the weights are not read over and over.
-                    looked = await self._preflight.inspect(adapter, incarnation, warm=not self._withheld)
-                answer: Result | None = looked.refusal
-                if not self._is_wanted(adapter, plan):
+                found = await self._inspect(adapter, is_last=is_last)
+                if found is None or not self._is_wanted(adapter, plan):
                     return
+                looked, answer = found
                 while answer is None:
                     waited += await self._admission()
                     if not self._is_wanted(adapter, plan):
@@ -213,6 +214,19 @@ class Loader:
         if _ends_round(result) and incarnation == self._incarnation():
             self._round_ended_at = ended
 
+    async def _inspect(self, adapter: Adapter, *, is_last: bool) -> tuple[Inspection, Result | None] | None:
+        """What was found in its files, and why it is not sent; None where it waits until all others were sent."""
+        if self._preflight is None:
+            return Inspection(), None
+        # An engine that slept a moment ago may do so for hours: the weights are not read over and over.
+        looked = await self._preflight.inspect(adapter, warm=not self._withheld)
+        if not looked.is_cold:
+            return looked, looked.refusal
+        if is_last:
+            return looked, await self._preflight.warm(adapter)
+        self._large.append(adapter)
+        return None
+
     async def _admission(self) -> float:
         """Wait until another load may be in flight; the seconds that it took."""
         began = self._now()
@@ -237,8 +251,6 @@ class Loader:
         finally:
             del self._sending[adapter.name, incarnation]
             self._room.set()
-        if self._preflight is not None and result is not None:
-            self._preflight.learn(result, incarnation)
         return result
 
     def _has_room(self) -> bool:

@@ -79,7 +79,7 @@ class Retirer:
         ended = False
         while (step := self._step()) is not None:
             retire, incarnation = step
-            result: Accepted | Failure | None = await self._refusal(retire, incarnation)
+            result: Accepted | Failure | None = await self._refusal(retire)
             if result is None and await self._engine.halted():
                 return ended
             if self._step() != step:
@@ -99,10 +99,10 @@ class Retirer:
                 return retire, plan.incarnation
         return None
 
-    async def _refusal(self, retire: Retire, incarnation: int) -> Failure | None:
+    async def _refusal(self, retire: Retire) -> Failure | None:
         """Why the successor must not be expected to load; None where there is none, or nothing speaks against it."""
         if retire.successor is None:
             return None
-        looked = await self._preflight.inspect(retire.successor, incarnation)
+        looked = await self._preflight.inspect(retire.successor)
         refusal = looked.refusal or await self._preflight.absence(retire.successor)
         return refusal and replace(refusal, message=f"nothing is unloaded for it; {refusal.message}")

@@ -110,17 +110,18 @@ class Sight(StrEnum):
     PRESENT = "present"
     GONE = "gone"
     """They are not there, and the volume is."""
-    SPOILT = "spoilt"
-    """They are there and could not be loaded."""
+    UNREADABLE = "unreadable"
+    """They are there, and no engine could read them: damaged, or half copied."""
     UNSEEN = "unseen"
-    """Nothing can be said: not mounted here, no permission, a hub id, or never seen whole."""
+    """Nothing can be said: not mounted here, no permission, an error of the disk, a hub id, or never seen whole."""
 
 
 class Files(Struct, frozen=True):
     """What is known of the files at one path.
 
-    `looks` counts the looks in a row at which they were gone or spoilt. `seen_before` is whether this process saw them
-    whole on a device that is still there. `why` is what is wrong with spoilt ones.
+    `looks` counts the looks in a row at which they were gone or unreadable. `seen_before` is whether this process saw
+    them whole on a device that is still there. `why` is what is wrong with unreadable ones. `fingerprint` changes when
+    bytes do, and not with times or inodes; it is empty where not all of them were seen.
     """
 
     sight: Sight
