@@ -261,22 +261,23 @@ async def test_a_volume_that_goes_away_unloads_nothing(make_pod: PodMaker, tmp_p
         assert bool(files_missing(pod)) == (how == "wiped")
 
 
+@pytest.mark.parametrize("what", ["", CONFIG, WEIGHTS])
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ESTALE, errno.EIO, errno.ETIMEDOUT])
 async def test_a_folder_that_answers_with_an_error_unloads_nothing(
-    make_pod: PodMaker, tmp_path: Path, number: int
+    make_pod: PodMaker, tmp_path: Path, number: int, what: str
 ) -> None:
     """However long: a healthy adapter is neither unloaded nor warned of, and after a restart the server is asked."""
     one, two = write_adapter(tmp_path / "a" / "one", layers=1), write_adapter(tmp_path / "a" / "two", layers=1)
     async with make_pod(declaring(one=one, two=two), "policy: {on_files_gone: unload}", SLOW) as pod:
         await pod.until_listed("one", "two")
         await asyncio.sleep(20)
-        with failing(one, number):
-            await asyncio.sleep(120)
+        with failing(one / what, number):
+            await asyncio.sleep(60)
             assert (unloads(pod), files_missing(pod)) == ([], "")
             assert state(pod, "one")[0] is AdapterState.LISTED
             await pod.server.restart()
             await pod.until_listed("one", "two", within=15)
-        await asyncio.sleep(60)
+        await asyncio.sleep(30)
         assert unloads(pod) == []
 
 
