@@ -88,9 +88,10 @@ class ServerController:
         self._desired = Desired(adapters={}, incarnation=Incarnation(0))
         self._state = State(server=ServerState(since=clock.now()))
         self._triggered = asyncio.Event()
-        self._preflight = Preflight(name, config, ReaderPool(f"preflight-{name}", clock.new_slot))
         self._watched: tuple[object, ...] = ()
         self.watcher = FileWatcher(ReaderPool(f"survey-{name}", clock.new_slot), self.trigger)
+        readers = ReaderPool(f"preflight-{name}", clock.new_slot)
+        self._preflight = Preflight(name, config, readers, self.watcher.accepted)
         self.loader = Loader(clock.now, self.trigger, self._preflight)
         self._health = Vitals()
         self.prober = Prober(clock.now, report, ReaderPool(f"verify-{name}", clock.new_slot))
@@ -132,6 +133,8 @@ class ServerController:
         config = self._apply_config()
         self.requests.listen()
         seen = await self._observe(config.heartbeat.patience)
+        if isinstance(seen, Observed):
+            self._preflight.engine = seen.engine
         left = max(0.0, began + config.heartbeat.patience - self._clock.now())
         outcomes, unloaded = self.loader.drain(), self.unloader.drain()
         await self._take_requests(seen, (outcomes, tuple(one for one in unloaded if isinstance(one, Unloaded))))
@@ -215,7 +218,7 @@ class ServerController:
         read = {adapter.name: adapter.path for adapter in plan.restores}
         odd = [adapter.path for name, adapter in adapters.items() if name not in listed and name not in read]
         suspected = [suspect.path for suspect in plan.desired.suspects.values()]
-        self.watcher.want((*odd, *suspected), tuple(listed.values()), config.preflight.timeout, spared=read.values())
+        self.watcher.want((*odd, *suspected), tuple(listed.values()), config.preflight.timeout, keep=read.values())
 
     def _apply_config(self) -> Config:
         """Take over a config that is new: what it declares is desired from this heartbeat on."""

@@ -12,7 +12,8 @@ Four traps are guarded against:
 * A load into a sleeping engine destroys it. The engine is asked last of all, and since that may take seconds, whether
   the load may still be sent is decided after its answer.
 
-The next adapter's files are read meanwhile, so that no load waits for a disk.
+The next adapter's files are read meanwhile, so that no load waits for a disk; those of a large one once nothing else is
+left to send, so that nothing waits for them.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Loader(Worker[Outcome]):
         super().__init__(now, finished)
         self._preflight = preflight
         self._next = 0
+        self._large: list[Adapter] = []
         self._under_way: dict[_Key, asyncio.Timeout] = {}
         self._turns: set[_Key] = set()
         self._sending: dict[_Key, Adapter] = {}
@@ -59,6 +61,7 @@ class Loader(Worker[Outcome]):
         """See `Worker.offer`; a plan of another incarnation also abandons the loads under way."""
         former = self._plan
         self._next = 0
+        self._large = []
         super().offer(plan, engine)
         if former is not None and former.incarnation != plan.incarnation:
             for load in self._under_way.values():
@@ -93,8 +96,7 @@ class Loader(Worker[Outcome]):
     def _ahead(self) -> int:
         """How many adapters are looked at before their turn.
 
-        None, until one was accepted: from the first refusal preflight may learn what the server takes, and while the
-        engine sleeps nothing is read that may not be sent for hours.
+        None, until one was accepted: while the engine sleeps nothing is read that may not be sent for hours.
         """
         return 0 if self._preflight is None or self._accepted_in != self._incarnation() else 1
 
@@ -130,24 +132,25 @@ class Loader(Worker[Outcome]):
 
     def _is_waited_for(self, plan: Plan) -> bool:
         """Whether another load is to be sent after those that have their turn."""
-        return self._next < len(plan.restores) or len(self._under_way) > len(self._turns)
+        return self._next < len(plan.restores) or bool(self._large) or len(self._under_way) > len(self._turns)
 
-    def _step(self) -> tuple[Adapter, Plan, Engine] | None:
-        """The next adapter to load, and the plan that says so."""
+    def _step(self) -> tuple[Adapter, Plan, Engine, bool] | None:
+        """The next adapter to load, the plan that says so, and whether its turn has come however large it is."""
         plan, engine = self._plan, self._engine
         if plan is None or engine is None or plan.observed_at < self._round_ended_at:
             return None
-        while self._next < len(plan.restores):
-            adapter = plan.restores[self._next]
-            self._next += 1
+        while self._next < len(plan.restores) or self._large:
+            is_last = self._next >= len(plan.restores)
+            adapter = self._large.pop(0) if is_last else plan.restores[self._next]
+            self._next += not is_last
             key = adapter.name, plan.incarnation
             if key not in self._under_way and self._is_due(adapter.name, plan):
                 # From here on it counts as under way: its task may begin only after the next step.
                 self._under_way[key] = asyncio.timeout(None)
-                return adapter, plan, engine
+                return adapter, plan, engine, is_last
         return None
 
-    async def _load(self, adapter: Adapter, plan: Plan, engine: Engine) -> None:
+    async def _load(self, adapter: Adapter, plan: Plan, engine: Engine, is_last: bool) -> None:
         key = adapter.name, plan.incarnation
         began = self._now()
         waited = 0.0
@@ -156,11 +159,12 @@ class Loader(Worker[Outcome]):
         looked = Inspection()
         try:
             async with self._under_way[key]:
-                if self._preflight is not None:
-                    # An engine that slept a moment ago may do so for hours: the weights are not read over and over.
-                    looked = await self._preflight.inspect(adapter, plan.incarnation, warm=not self._deferred)
+                found = await self._inspect(adapter, is_last=is_last)
+                if found is None:
+                    return
+                looked = found[0]
                 if self._is_wanted(adapter, plan):
-                    result = looked.refusal
+                    result = found[1]
                 while result is None and self._is_wanted(adapter, plan):
                     waited += await self._turn()
                     self._turns.add(key)
@@ -180,6 +184,19 @@ class Loader(Worker[Outcome]):
         if result is not None:
             ended = self._now()
             self._note(Outcome(adapter, plan.incarnation, result, ended, ended - began - waited, looked.looked))
+
+    async def _inspect(self, adapter: Adapter, *, is_last: bool) -> tuple[Inspection, Result | None] | None:
+        """What was found in its files, and why it is not sent; None where it waits until all others were sent."""
+        if self._preflight is None:
+            return Inspection(), None
+        # An engine that slept a moment ago may do so for hours: the weights are not read over and over.
+        looked = await self._preflight.inspect(adapter, warm=not self._deferred)
+        if not looked.is_cold:
+            return looked, looked.refusal
+        if is_last:
+            return looked, await self._preflight.warm(adapter)
+        self._large.append(adapter)
+        return None
 
     def _note(self, outcome: Outcome) -> None:
         self._ended.append(outcome)
@@ -219,8 +236,6 @@ class Loader(Worker[Outcome]):
             result = await engine.load(adapter)
         finally:
             del self._sending[adapter.name, incarnation]
-        if self._preflight is not None:
-            self._preflight.learn(result, incarnation)
         return result
 
     def _incarnation(self) -> int | None:

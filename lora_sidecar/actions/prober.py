@@ -1,7 +1,7 @@
 """Sends the probes by inference: one adapter at a time, ever so slowly, and only where it does no harm.
 
 The traps guarded against: a probe that competes with requests (none is sent beyond `verify.busy_above`), one that waits
-in a sleeping or paused engine (it is asked first), one of an adapter whose files are gone or spoilt (vLLM reads an
+in a sleeping or paused engine (it is asked first), one of an adapter whose files are gone or unreadable (vLLM reads an
 evicted adapter again at its next request, and dies when it cannot), an adapter that kills the server at every probe
 (it is told, and becomes a suspect as by a load), and an adapter that waits for a slot of the engine taken for dead (no
 answer in time counts only if the engine had nothing else to do).
@@ -24,7 +24,7 @@ from lora_sidecar.core.observation import Sight
 from lora_sidecar.core.outcomes import Answer, ProbeAnswer, ProbeFailure
 from lora_sidecar.core.paths import is_listed_path
 from lora_sidecar.engines.base import Engine
-from lora_sidecar.files.preflight import is_complete, is_visible
+from lora_sidecar.files.folder import is_complete, is_visible
 from lora_sidecar.reconcile.outage import Phase
 from lora_sidecar.reconcile.state import Plan, Verdict
 from lora_sidecar.reconcile.verification import ProbeRecord, Trials, completed, conditions_of, current, judge, next_up
@@ -165,7 +165,7 @@ class Prober:
     async def _files_gone(self, path: str, plan: Plan) -> bool:
         """Whether the adapter could not be read again, as far as can be seen: its place is there, and it is not."""
         known = plan.state.files.get(path)
-        if known is not None and known.sight in (Sight.GONE, Sight.SPOILT):
+        if known is not None and known.sight in (Sight.GONE, Sight.UNREADABLE):
             return True
         if not is_visible(path):
             return False

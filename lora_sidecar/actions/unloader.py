@@ -87,7 +87,7 @@ class Unloader(Worker[Unloaded | Retired]):
         if await engine.is_paused():
             self.cancel_pending()
             return False
-        refusal = await self._refusal(retire, plan.incarnation)
+        refusal = await self._refusal(retire)
         if refusal is None and await engine.is_paused():
             self.cancel_pending()
             return False
@@ -100,10 +100,10 @@ class Unloader(Worker[Unloaded | Retired]):
         self._ended.append(Retired(retire.name, plan.incarnation, result, at))
         return True
 
-    async def _refusal(self, retire: Retire, incarnation: int) -> Failure | None:
+    async def _refusal(self, retire: Retire) -> Failure | None:
         """Why the successor must not be expected to load; None where there is none, or nothing speaks against it."""
         if retire.successor is None:
             return None
-        looked = await self._preflight.inspect(retire.successor, incarnation)
+        looked = await self._preflight.inspect(retire.successor)
         refusal = looked.refusal or await self._preflight.absence(retire.successor)
         return refusal and replace(refusal, message=f"nothing is unloaded for it; {refusal.message}")

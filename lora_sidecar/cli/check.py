@@ -29,6 +29,8 @@ from lora_sidecar.core.model import Adapter, Desired, Incarnation
 from lora_sidecar.core.observation import Observation, Observed, Reason, Unknown
 from lora_sidecar.core.text import printable
 from lora_sidecar.engines.detect import Detector
+from lora_sidecar.files import peft
+from lora_sidecar.files.folder import is_visible
 from lora_sidecar.files.preflight import Inspection, Preflight
 from lora_sidecar.reconcile.backoff import Now
 from lora_sidecar.reconcile.desired import declare
@@ -99,7 +101,8 @@ async def _server(server: ServerConfig, config: Config) -> list[Finding]:
         found.append(_problem(name, "it has no route to load adapters at run time", hint))
     desired = await _remembered(server, config)
     preflight = Preflight(server.name, config)
-    looks = {one.name: await preflight.inspect(one, 0, warm=False) for one in desired.adapters.values()}
+    preflight.engine = seen.engine if isinstance(seen, Observed) else None
+    looks = {one.name: await preflight.inspect(one, warm=False) for one in desired.adapters.values()}
     for adapter in desired.adapters.values():
         found += _adapter(adapter, looks[adapter.name])
     found += _unmeasured(name, server, looks.values())
@@ -158,27 +161,26 @@ async def _remembered(server: ServerConfig, config: Config) -> Desired:
 
 
 def _adapter(adapter: Adapter, looked: Inspection) -> list[Finding]:
-    name = f"adapter {adapter.name} at {adapter.path}"
+    name = f"adapter {printable(adapter.name)} at {printable(adapter.path)}"
+    if looked.unchecked and not looked.findings and is_visible(adapter.path) and _is_mistaken(adapter.path):
+        hint = "is the path right, and the adapter copied? the folder above it is there"
+        return [_problem(name, f"No adapter found for {printable(adapter.path)}", hint)]
+    found = [_told(name, one) for one in looked.findings]
     if looked.unchecked:
-        if adapter.path.startswith("/") and _is_mistaken(adapter.path):
-            hint = "is the path right, and the adapter copied? the folder above it is there"
-            return [_problem(name, f"No adapter found for {adapter.path}", hint)]
-        return [Finding(f"{name}: unchecked, {looked.unchecked}")]
-    if not looked.findings:
-        return [Finding(f"{name}: sound")]
-    return [
-        _problem(name, one.message, one.hint)
-        if one.certain
-        else Finding(f"{name}: some versions of vLLM refuse it: {one.message}")
-        for one in looked.findings
-    ]
+        found.append(Finding(f"{name}: unchecked, {looked.unchecked}"))
+    return found or [Finding(f"{name}: sound")]
+
+
+def _told(name: str, one: peft.Finding) -> Finding:
+    if one.doubtful and one.holds is None:
+        return Finding(f"{name}: some versions of the engine refuse it or answer wrongly: {one.message} ({one.hint})")
+    return _problem(name, one.message, one.hint)
 
 
 def _is_mistaken(path: str) -> bool:
     """Whether a folder is missing from a mount that is there."""
-    folder = Path(path)
     try:
-        return not folder.exists() and any(folder.parent.iterdir())
+        return not os.path.lexists(path) and any(Path(path).parent.iterdir())
     except OSError:
         return False
 

@@ -169,8 +169,8 @@ class PreflightConfig(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(
             ge=0.1,
             le=5 * _MINUTE,
-            description="How long one read of at most 64 MiB may take. A folder that takes longer is not sent: the"
-            " engine, and every request in it, would wait as long.",
+            description="How long one read may take, and all reads of an adapter's weights together. A folder that does"
+            " not answer within it is not sent: the engine, and every request in it, would wait as long.",
         ),
     ] = 10.0
     allow_pickle: Annotated[
@@ -187,6 +187,14 @@ class PreflightConfig(Struct, frozen=True, forbid_unknown_fields=True):
             description="Send only folders at or below one of these, symbolic links resolved; []: any folder.",
         ),
     ] = ()
+    hold_deadly: Annotated[
+        bool,
+        Meta(
+            description="Do not send SGLang what it would accept and die of at the first request, as far as the folder"
+            " tells: a rank that the weights contradict, half of a pair of weights, a module that the base model does"
+            " not have (servers[].base_model_config)."
+        ),
+    ] = True
 
 
 class VerifyConfig(Struct, frozen=True, forbid_unknown_fields=True):

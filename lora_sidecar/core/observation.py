@@ -8,6 +8,7 @@ unless a name says otherwise.
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal
 
 from msgspec import Struct
 
@@ -37,7 +38,8 @@ class Observed(Struct, frozen=True):
     `version` is what the server says it is.
     `capacity` is how many adapters the server lists at most: it takes the least recently used one out for the next,
     and loads it again by itself (SGLang); None where nothing is ever taken out. `resolves_paths` is whether the server
-    lists real paths and not those that it was sent (vLLM's Rust frontend).
+    lists real paths and not those that it was sent (vLLM's Rust frontend). `engine` is what the listing says that it
+    comes from, whatever the config says; None where it does not say.
     """
 
     at: float
@@ -49,6 +51,7 @@ class Observed(Struct, frozen=True):
     line: int | None = None
     capacity: int | None = None
     resolves_paths: bool = False
+    engine: Literal["vllm", "sglang"] | None = None
 
 
 class Reason(StrEnum):
@@ -107,17 +110,18 @@ class Sight(StrEnum):
     PRESENT = "present"
     GONE = "gone"
     """They are not there, and the volume is."""
-    SPOILT = "spoilt"
-    """They are there and could not be loaded."""
+    UNREADABLE = "unreadable"
+    """They are there, and no engine could read them: damaged, or half copied."""
     UNSEEN = "unseen"
-    """Nothing can be said: not mounted here, no permission, a hub id, or never seen whole."""
+    """Nothing can be said: not mounted here, no permission, an error of the disk, a hub id, or never seen whole."""
 
 
 class Files(Struct, frozen=True):
     """What is known of the files at one path.
 
-    `looks` counts the looks in a row at which they were gone or spoilt. `seen_before` is whether this process saw them
-    whole on a device that is still there. `why` is what is wrong with spoilt ones.
+    `looks` counts the looks in a row at which they were gone or unreadable. `seen_before` is whether this process saw
+    them whole on a device that is still there. `why` is what is wrong with unreadable ones. `fingerprint` changes when
+    bytes do, and not with times or inodes; it is empty where not all of them were seen.
     """
 
     sight: Sight

@@ -100,7 +100,7 @@ class Looked(Struct, frozen=True):
     """What a look at an adapter's files before its load came to.
 
     `files` is their fingerprint, empty where they cannot be seen; `unchecked` is then why nothing can be said of them.
-    `doubts` are what some versions of the server would refuse.
+    `doubts` are what was found and was no reason not to send it.
     """
 
     files: str = ""

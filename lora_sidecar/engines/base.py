@@ -128,6 +128,7 @@ class Engine(ABC):
             version=identity.version,
             capacity=identity.capacity,
             resolves_paths=listing.resolves_paths,
+            engine=listing.engine,
         )
 
     async def _read_keys(self) -> RequestError | None:

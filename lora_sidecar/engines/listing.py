@@ -6,6 +6,9 @@ name with two paths. What is not certainly a listing is no empty one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Literal
+
 import msgspec
 from msgspec import Struct
 
@@ -26,6 +29,12 @@ class Listing(Struct, frozen=True):
     rootless: bool = False
     resolves_paths: bool = False
 
+    @property
+    def engine(self) -> Literal["vllm", "sglang"] | None:
+        """What all its base models name as their owner, None where that is none that is known."""
+        (owner, *others) = self.owners or ("",)
+        return None if others else _ENGINES.get(owner)
+
 
 class BadListing(Struct, frozen=True):
     """A body that is not a listing, and why."""
@@ -45,6 +54,7 @@ class _Body(Struct):
     data: list[_Card]
 
 
+_ENGINES: Mapping[str, Literal["vllm", "sglang"]] = {"vllm": "vllm", "vllm-frontend-rs": "vllm", "sglang": "sglang"}
 _LISTING = msgspec.json.Decoder(_Body)
 
 

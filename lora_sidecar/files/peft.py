@@ -1,56 +1,82 @@
-"""What an engine would say of an adapter folder, from its config and the header of its weights. Pure.
+"""What is to be said of an adapter folder, from its config and the header of its weights. Pure.
 
-Two traps are guarded against. A load that must fail costs every request of the engine a pause, and a half-copied folder
-may fail in ways that leave junk behind; so what can be known without torch is known first. And a rule that one version
-of vLLM has is no reason to withhold an adapter from another; so a finding says whether every version from 0.7 to 0.33
-would refuse (`certain`), and only such a one keeps an adapter from being sent.
-
-The texts are vLLM's own as of 0.32, without its frames; the rules of the other versions were read in their source.
+The trap guarded against is a check that keeps a good adapter away. A load of a broken folder does vLLM no harm (tried
+with 102 of them on 0.24 and 0.32), its versions differ in what they take, and an adapter that is never sent is the very
+harm that this program exists to prevent. So a finding is advice, for `check` and beside the engine's own refusal, and
+holds an adapter back for four reasons alone: a limit that the user set, a copy under way, a file that would hang the
+engine, and where the engine's word comes too late: SGLang (0.5.6 to 0.5.23) accepts any weights, and dies of bad ones
+at their first use.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import Literal
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from lora_sidecar.core.outcomes import FailureKind
-from lora_sidecar.files.safetensors import HEADER_LENGTH_BYTES, BaseShape, Tensors, misfit, module_of, tensors_of
+from lora_sidecar.core.text import printable
+from lora_sidecar.files import safetensors
+from lora_sidecar.files.adapter_config import (
+    Settings,
+    has_one_rank,
+    highest_rank,
+    rank_of,
+    read_settings,
+    refused_by_vllm,
+    unusable,
+)
+from lora_sidecar.files.safetensors import BaseShape, Damage, Shapes
 
 CONFIG = "adapter_config.json"
 SAFETENSORS = "adapter_model.safetensors"
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
 
-_REQUIRED = ("r", "lora_alpha", "target_modules")
-_PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
-_SINCE_0_32 = {
-    "lora_bias": "vLLM does not support LoRA bias (lora_bias).",
-    "init_lora_weights": "",
-    "alora_invocation_tokens": "vLLM does not support Activated LoRA (aLoRA).",
-    "layer_replication": "vLLM does not support layer_replication.",
-    "use_bdlora": "vLLM does not support block-diagonal LoRA (BD-LoRA).",
-    "use_qalora": "vLLM does not support QALoRA.",
-}
+Engine = Literal["vllm", "sglang"]
+
+
+class Hold(StrEnum):
+    """Why an adapter is not sent."""
+
+    LIMIT = "limit"
+    """The config says so."""
+    SHORT = "short"
+    """A file is shorter than its header says: it is being copied."""
+    HANG = "hang"
+    """Reading it takes for ever, and the engine would stand still meanwhile, with every request."""
+    DEADLY = "deadly"
+    """The engine would accept it and die of the first request for it."""
 
 
 class Finding(Struct, frozen=True):
-    """One thing that is wrong with an adapter, in the engine's words where it has any, and what to do about it.
+    """One thing that is wrong with an adapter, and what to do about it; advice, unless it `holds` the adapter back.
 
-    `certain` is whether every supported version refuses it, or our own config does.
+    `doubtful` is whether only some versions of the engine refuse it, as far as is known.
     """
 
     kind: FailureKind
     message: str
     hint: str
-    certain: bool = True
+    holds: Hold | None = None
+    doubtful: bool = False
+
+
+class Unseen(Struct, frozen=True):
+    """Something that cannot be seen from here, and why: nothing is known of it, and nothing follows from that."""
+
+    why: str
+
+
+class NotAFile(Struct, frozen=True):
+    """What is in the place of a file: a directory, or (`hangs`) a pipe or device that may never end."""
+
+    hangs: bool
 
 
 class Weights(Struct, frozen=True):
-    """A file of weights: its name, its size, and its first bytes up to the end of the header (empty: not read)."""
+    """A file of weights: its name, its size, and its first bytes, to the end of the header unless that is too long."""
 
     name: str
     size: int
@@ -58,207 +84,160 @@ class Weights(Struct, frozen=True):
 
 
 class Folder(Struct, frozen=True):
-    """What was read of an adapter folder.
+    """What was read of an adapter folder; None is what is not there for certain.
 
-    `path` is what the server is given, `real` the folder it leads to. `config` is None where there is none.
+    `path` is what the server is given, `real` the folder it leads to. `fingerprint` tells these bytes from others, and
+    is empty where not all of them were seen.
     """
 
     path: str
     real: str
-    config: bytes | None
-    weights: Weights | None
+    config: bytes | NotAFile | Unseen | None
+    weights: Weights | NotAFile | Unseen | None
+    fingerprint: str = ""
 
 
 class Limits(Struct, frozen=True):
     """What an adapter is held against; None and () are no limit. `roots` are real paths.
 
-    Of a server that is not vLLM (`vllm`), what it lacks of an adapter's features is only a doubt.
+    `engine` is what the server was identified as, None where that is not known: whose rules are told depends on it.
     """
 
     max_rank: int | None = None
     allow_pickle: bool = True
     roots: tuple[str, ...] = ()
     base: BaseShape | None = None
-    vllm: bool = True
+    engine: Engine | None = None
+    hold_deadly: bool = True
 
 
 def check(folder: Folder, limits: Limits) -> tuple[Finding, ...]:
-    """Everything that is wrong with an adapter folder, what is surest first."""
-    found = [*_place(folder, limits)]
-    if folder.config is None:
-        hint = "copy the whole adapter there, adapter_config.json included"
-        found.append(Finding(FailureKind.FILES, f"No adapter found for {folder.path}", hint))
-        return tuple(found)
-    config = _config(folder.config)
-    if isinstance(config, Finding):
-        return (*found, config)
-    found += (one if limits.vllm else replace(one, certain=False) for one in _settings(config, limits.max_rank))
-    found += _weights(folder, config, limits)
-    return tuple(sorted(found, key=lambda one: not one.certain))
+    """Everything that is to be said of an adapter folder: what holds it back first, what is doubtful last."""
+    found = [*outside_roots(folder.real, limits.roots)]
+    match folder.config:
+        case None:
+            hint = "copy the whole adapter there, adapter_config.json included"
+            found.append(Finding(FailureKind.FILES, f"No adapter found for {printable(folder.path)}", hint))
+        case Unseen():
+            found += _weights(folder, {}, limits)
+        case NotAFile():
+            found.append(_not_a_file(CONFIG, folder.config))
+        case bytes():
+            found += _read(folder, folder.config, limits)
+    return tuple(sorted(found, key=lambda one: (one.holds is None, one.doubtful)))
 
 
-def _place(folder: Folder, limits: Limits) -> Iterator[Finding]:
-    if limits.roots and not any(_under(folder.real, root) for root in limits.roots):
-        message = f"its folder is {folder.real}, which is under none of preflight.roots"
-        yield Finding(FailureKind.ADAPTER, message, "move it there, or add its root")
+def outside_roots(real: str, roots: tuple[str, ...]) -> Iterator[Finding]:
+    """That a folder is under none of the `roots`, if there are any."""
+    if roots and not any(real == root or real.startswith(root.rstrip("/") + "/") for root in roots):
+        message = f"its folder is {printable(real)}, which is under none of preflight.roots"
+        yield Finding(FailureKind.ADAPTER, message, "move it there, or add its root", Hold.LIMIT)
 
 
-def _under(path: str, root: str) -> bool:
-    return path == root or path.startswith(root.rstrip("/") + "/")
+def _not_a_file(name: str, found: NotAFile) -> Finding:
+    if found.hangs:
+        message = f"{name} is not a regular file: the engine would wait for it, with every request"
+        return Finding(FailureKind.FILES, message, "put the file in its place", Hold.HANG)
+    return Finding(FailureKind.FILES, f"{name} is a directory", "put the file in its place")
 
 
-def _config(text: bytes) -> Mapping[str, Any] | Finding:
-    hint = f"{CONFIG} is damaged or half copied: copy it again"
-    try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return Finding(FailureKind.FILES, str(error), hint)
-    if not isinstance(config, dict):
-        return Finding(FailureKind.ADAPTER, f"{CONFIG} is no JSON object", hint)
-    missing = missing_fields(config)
-    if missing:
-        return Finding(FailureKind.ADAPTER, missing, "export the adapter again with PEFT")
-    return config
+def _read(folder: Folder, text: bytes, limits: Limits) -> Iterator[Finding]:
+    settings = read_settings(text)
+    if isinstance(settings, str):
+        hint = f"write {CONFIG} again, or copy it again if that was cut short"
+        yield Finding(FailureKind.FILES, f"{CONFIG} cannot be read: {settings}", hint)
+    elif settings is not None:
+        yield from _settings(settings, limits)
+    yield from _weights(folder, settings if isinstance(settings, dict) else {}, limits)
 
 
-def missing_fields(config: Mapping[str, Any]) -> str:
-    """What vLLM says of settings that it needs and the config lacks; empty if none."""
-    missing = set(_REQUIRED) - set(config)
-    return f"Missing required configuration fields: {missing}" if missing else ""
+def _settings(settings: Settings, limits: Limits) -> Iterator[Finding]:
+    kind = FailureKind.ADAPTER
+    for message in unusable(settings):
+        yield Finding(kind, message, f"mend {CONFIG}, or export the adapter again with PEFT")
+    rank = highest_rank(settings)
+    if limits.max_rank is not None and rank is not None and rank > limits.max_rank:
+        message = f"LoRA rank {rank:g} is greater than max_lora_rank {limits.max_rank}."
+        hint = f"start the server with --max-lora-rank {_next_rank(rank)}, and say so in servers[].max_lora_rank"
+        yield Finding(kind, message, hint, Hold.LIMIT)
+    if limits.engine != "sglang":
+        for message, doubtful in refused_by_vllm(settings):
+            hint = "train or convert it without that feature"
+            yield Finding(kind, message, hint, doubtful=doubtful or limits.engine is None)
 
 
-def bad_rank(config: Mapping[str, Any]) -> str:
-    """What vLLM 0.32 says of ranks that are none; empty if all are. Raises `TypeError` where `r` cannot be compared."""
-    if config["r"] <= 0:
-        return f"LoRA rank `r` must be a positive integer, got {config['r']}."
-    for key, special in (config.get("rank_pattern") or {}).items():
-        if not isinstance(special, int) or special <= 0:
-            return f"LoRA rank for `{key}` in `rank_pattern` must be a positive integer, got {special}."
-    return ""
+def _next_rank(rank: float) -> int:
+    return next((one for one in (8, 16, 32, 64, 128, 256, 320, 512) if one >= rank), int(rank))
 
 
-def unsupported(config: Mapping[str, Any]) -> list[tuple[str, bool]]:
-    """What vLLM 0.32 says of features that it lacks, in its order, and whether every version refuses them."""
-    found: list[tuple[str, bool]] = []
-    saved = [module for module in config.get("modules_to_save") or () if module not in ("classifier", "score")]
-    if saved:
-        text = (
-            "vLLM only supports modules_to_save being either None or "
-            '["classifier", "score"] for classification models. '
-            f"Unsupported modules_to_save: {saved}"
-        )
-        found.append((text, True))
-    if config.get("use_dora"):
-        found.append(("vLLM does not yet support DoRA.", True))
-    for setting, refusal in _SINCE_0_32.items():
-        value = config.get(setting)
-        if setting == "init_lora_weights":
-            if isinstance(value, str) and value.lower() not in _PLAIN_INITS:
-                found.append((_init_refused(value), False))
-        elif value:
-            found.append((refusal, False))
-    return found
-
-
-def _init_refused(value: str) -> str:
-    return (
-        f"vLLM does not support init_lora_weights={value!r}."
-        " Inits such as PiSSA, OLoRA, CorDA and LoftQ modify the base model"
-        " weights when PEFT loads the adapter. Convert it to a regular LoRA"
-        " adapter with PEFT's path_initial_model_for_weight_conversion, or"
-        " set init_lora_weights to true if the served base model already"
-        " contains the modified weights."
-    )
-
-
-def rank_refused(rank: int, max_rank: int) -> str:
-    """What vLLM says of a rank that its buffers do not hold."""
-    return f"LoRA rank {rank} is greater than max_lora_rank {max_rank}."
-
-
-_RANK_REFUSED = re.compile(r"LoRA rank [0-9]+ is greater than max_lora_rank ([0-9]{1,6})")
-
-
-def rank_limit_in(message: str) -> int | None:
-    """The server's rank limit, if its refusal of a load tells it."""
-    found = _RANK_REFUSED.search(message)
-    return int(found[1]) if found else None
-
-
-def _settings(config: Mapping[str, Any], max_rank: int | None) -> Iterator[Finding]:
-    adapter, again = FailureKind.ADAPTER, "train or convert it without that feature"
-    rank = config["r"]
-    if isinstance(rank, bool) or not isinstance(rank, int):
-        yield Finding(adapter, f"LoRA rank `r` is {rank!r}, which is no whole number", "mend adapter_config.json")
-        return
-    pattern = config.get("rank_pattern")
-    if not isinstance(pattern, dict | None):
-        yield Finding(adapter, "`rank_pattern` is no mapping", "mend adapter_config.json", certain=False)
-        pattern = None
-    bad = bad_rank({"r": rank, "rank_pattern": pattern})
-    if bad:
-        yield Finding(adapter, bad, "mend adapter_config.json", certain=rank == 0)
-    else:
-        highest = max([rank, *(pattern or {}).values()])
-        if max_rank is not None and highest > max_rank:
-            hint = f"start vLLM with --max-lora-rank {_next_rank(highest)}"
-            yield Finding(adapter, rank_refused(highest, max_rank), hint, certain=rank > max_rank)
-    try:
-        features = unsupported(config)
-    except TypeError:
-        features = [("`modules_to_save` is no list", False)]
-    for text, certain in features:
-        yield Finding(adapter, text, again, certain)
-    if config.get("bias", "none") != "none":
-        # vLLM up to 0.11.0 had a flag for it.
-        yield Finding(adapter, "Adapter bias is not supported.", again, certain=False)
-
-
-def _next_rank(rank: int) -> int:
-    return next((one for one in (8, 16, 32, 64, 128, 256, 320, 512) if one >= rank), rank)
-
-
-def _weights(folder: Folder, config: Mapping[str, Any], limits: Limits) -> Iterator[Finding]:
+def _weights(folder: Folder, settings: Settings, limits: Limits) -> Iterator[Finding]:
     weights = folder.weights
-    copy = "copy the whole adapter there: its weights are missing or half copied"
-    if weights is None:
-        yield Finding(FailureKind.FILES, f"{folder.path} doesn't contain tensors", copy)
-        return
-    if weights.name in PICKLES:
-        if not limits.allow_pickle:
-            message = f"its weights are a pickle, {weights.name}, and preflight.allow_pickle is false"
-            yield Finding(FailureKind.ADAPTER, message, "convert them to safetensors, or allow it")
-        return
-    if not weights.head and weights.size >= HEADER_LENGTH_BYTES:
-        return
-    tensors = tensors_of(weights.head, weights.size)
-    if isinstance(tensors, str):
-        yield Finding(FailureKind.FILES, f"Error while deserializing header: {tensors}", copy)
-        return
-    if not tensors:
-        yield Finding(FailureKind.ADAPTER, f"{SAFETENSORS} holds no tensor", "export the adapter again")
-    for name in tensors:
-        if module_of(name) is None and not _once_accepted(name):
-            message = f"{name} is unsupported LoRA weight"
-            yield Finding(FailureKind.ADAPTER, message, "only plain LoRA tensors can be served: export it again")
-            break
-    yield from _shapes(tensors, config, limits)
+    copy = "copy the whole adapter there: its weights are missing or damaged"
+    match weights:
+        case Unseen():
+            return
+        case None:
+            message = f"{printable(folder.path)} doesn't contain tensors: there is no {SAFETENSORS}"
+            yield Finding(FailureKind.FILES, message, copy, doubtful=limits.engine == "sglang")
+        case NotAFile():
+            yield _not_a_file(SAFETENSORS, weights)
+        case Weights():
+            yield from _file(weights, settings, limits, copy)
 
 
-def _once_accepted(name: str) -> bool:
-    """Whether some version reads or skips a name that 0.32 refuses: biases to 0.11.0, base layers since 0.11.1."""
-    return "base_layer" in name or name.endswith(".bias")
+def _file(weights: Weights, settings: Settings, limits: Limits, copy: str) -> Iterator[Finding]:
+    name, kind = weights.name, FailureKind.ADAPTER
+    if name in PICKLES and not limits.allow_pickle:
+        message = f"its weights are a pickle, {name}, and preflight.allow_pickle is false"
+        yield Finding(kind, message, "convert them to safetensors, or allow it", Hold.LIMIT)
+    if safetensors.is_git_lfs_pointer(weights.head):
+        message = f"{name} is a Git LFS pointer and not the weights themselves"
+        yield Finding(FailureKind.FILES, message, "run `git lfs pull` where the adapter was cloned, and copy it again")
+    elif name in PICKLES:
+        if not weights.size:
+            yield Finding(FailureKind.FILES, f"{name} is empty", copy)
+    else:
+        read = safetensors.shapes_of(weights.head, weights.size)
+        if isinstance(read, Damage):
+            holds = Hold.SHORT if read.is_short else None
+            yield Finding(FailureKind.FILES, f"{name} {read.why}", copy, holds)
+        elif read is not None:
+            yield from _tensors(read, settings, limits)
 
 
-def _shapes(tensors: Tensors, config: Mapping[str, Any], limits: Limits) -> Iterator[Finding]:
-    """What vLLM takes without a word and then answers wrongly from, or fails on half-way: the first of each kind."""
-    rank, special = config["r"], bool(config.get("rank_pattern"))
-    export, kind = "export the adapter again", FailureKind.ADAPTER
-    for name, shape in tensors.items():
-        # The rank is the first dimension of a lora_A and the second of a lora_B.
-        if name.endswith(".lora_A.weight") and shape and shape[0] != rank and not special:
-            message = f"{name} has rank {shape[0]}, and {CONFIG} says {rank}"
-            yield Finding(kind, message, export, certain=limits.max_rank is not None and shape[0] > limits.max_rank)
-            break
-    if limits.base is not None and (message := misfit(tensors, limits.base)):
-        yield Finding(kind, message, "is it an adapter of this base model?")
+def _tensors(shapes: Shapes, settings: Settings, limits: Limits) -> Iterator[Finding]:
+    kind, export = FailureKind.ADAPTER, "export the adapter again"
+    if not shapes:
+        yield Finding(kind, f"{SAFETENSORS} holds no tensor", export)
+    if name := safetensors.empty_tensor(shapes):
+        message = f"{printable(name)} has no values, as DeepSpeed ZeRO-3 leaves them unless they are gathered"
+        yield Finding(kind, message, export)
+    if limits.engine != "sglang" and (name := safetensors.unknown_name(shapes)):
+        message = f"{printable(name)} is unsupported LoRA weight"
+        hint = "vLLM reads PEFT's names of plain LoRA tensors alone: export it again"
+        yield Finding(kind, message, hint, doubtful=limits.engine is None)
+    rank = rank_of(settings)
+    if message := safetensors.half_a_pair(shapes):
+        # vLLM (0.24, 0.32) multiplies lora_B by what is 1 here, and so does not.
+        yield _deadly(message, export, limits, doubtful=settings.get("lora_alpha") == rank)
+    if rank is not None and rank > 0 and has_one_rank(settings) and (message := safetensors.other_rank(shapes, rank)):
+        # vLLM takes it, if it fits its buffers, and answers wrongly.
+        yield _deadly(message, export, limits, doubtful=True)
+    if limits.base is not None:
+        model = "is it an adapter of this base model?"
+        if message := safetensors.misfit(shapes, limits.base):
+            found = _deadly(message, model, limits, doubtful=False)
+            yield found if found.holds else Finding(kind, message, model, Hold.LIMIT)
+        if message := safetensors.unknown_module(shapes, limits.base):
+            yield _deadly(message, model, limits, doubtful=False)
+
+
+def _deadly(message: str, hint: str, limits: Limits, *, doubtful: bool) -> Finding:
+    """Something that SGLang accepts and dies of; in vLLM it is a refusal or a wrong answer."""
+    kind = FailureKind.ADAPTER
+    if limits.engine != "sglang":
+        return Finding(kind, message, hint, doubtful=doubtful or limits.engine is None)
+    told = f"{message}: SGLang would accept it and die of the first request for it"
+    if not limits.hold_deadly:
+        return Finding(kind, told, hint)
+    return Finding(kind, f"{told}; preflight.hold_deadly: false sends it all the same", hint, Hold.DEADLY)

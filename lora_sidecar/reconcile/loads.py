@@ -132,6 +132,7 @@ def _tell_failure(adapter: Adapter, attempt: Attempt, failure: Failure, beat: Be
         message=failure.message,
         consecutive=attempt.failures,
         seconds=round(attempt.seconds, 3),
+        **({"doubts": list(attempt.looked.doubts)} if attempt.looked.doubts else {}),
     )
 
 

@@ -61,7 +61,7 @@ def _missing_or_unreadable(beat: ListingBeat) -> dict[str, str]:
             continue
         if look.sight is Sight.GONE:
             bad[name] = f"{printable(path)} is gone"
-        elif look.sight is Sight.SPOILT:
+        elif look.sight is Sight.UNREADABLE:
             bad[name] = f"{printable(path)} could not be loaded again: {look.why}"
     return bad
 

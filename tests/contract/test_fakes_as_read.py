@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import pytest_asyncio
 from tests.fakes.sglang import FakeSglang, SglangConfig
 from tests.fakes.vllm import FakeConfig, FakeVllm
 from tests.support.adapters import write_adapter
+from tests.support.drafts import Draft
 from tests.support.http_client import Api
 
 LOAD, UNLOAD = "/load_lora_adapter", "/unload_lora_adapter"
@@ -75,6 +76,54 @@ async def test_sglang_lists_its_adapters_in_the_order_of_use(session: aiohttp.Cl
         ("c", "/adapters/c", "base", "sglang"),
         ("b", "/adapters/b", "base", "sglang"),
     ]
+
+
+@pytest.mark.parametrize(
+    "draft",
+    [
+        Draft().widen(2),
+        Draft().keep(lambda name: "lora_A" in name),
+        Draft().rename(lambda name: name.replace("q_proj", "z_proj")),
+    ],
+    ids=["another rank", "only lora_A", "another module"],
+)
+async def test_sglang_accepts_bad_weights_and_dies_of_them_at_their_first_use(
+    session: aiohttp.ClientSession, tmp_path: Path, draft: Draft
+) -> None:
+    """As a real 0.5.21 did; until then, and of others, it lives."""
+    async with FakeSglang() as fake:
+        api = Api(session, fake.url)
+        assert (await load(api, "bad", draft.write(tmp_path / "bad")))[0] == 200
+        assert (await load(api, "good", write_adapter(tmp_path / "good")))[0] == 200
+        asked = {"model": "base:good", "prompt": "x"}
+        assert (await api.ask("POST", "/v1/completions", body=asked)).status == 200
+        with pytest.raises(aiohttp.ClientError):
+            await api.ask("POST", "/v1/completions", body=asked | {"model": "base:bad"})
+        assert not fake.running
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda d: d.weights(lambda _: b"\xff" * 64), "header too large"),
+        (lambda d: d.weights(lambda _: b""), "header too small"),
+        (lambda d: d.rename(lambda name: name.replace("layers.1.", "layers.9.")), "index 9 is out of range"),
+        (lambda d: d.file("added_tokens.json", b'{"<x>": 260}'), "LoRA adapter has 1 added tokens"),
+        (lambda d: d.say(use_dora=True), "doesn't support DoRA adapters"),
+    ],
+    ids=["garbage", "empty", "a layer too many", "added tokens", "dora"],
+)
+async def test_sglang_refuses_some_folders(
+    session: aiohttp.ClientSession, tmp_path: Path, change: Callable[[Draft], Draft], said: str
+) -> None:
+    """In the words of a real 0.5.21; an older one took DoRA."""
+    path = change(Draft()).write(tmp_path / "a")
+    async with FakeSglang() as fake:
+        status, body = await load(Api(session, fake.url), "a", path)
+        assert status == 400
+        assert said in str(body["error_message"])
+    async with FakeSglang(SglangConfig(version="0.5.10")) as fake:
+        assert ((await load(Api(session, fake.url), "a", path))[0] == 200) is ("DoRA" in said)
 
 
 @pytest.mark.parametrize(("version", "ready"), [("0.5.23", 503), ("0.5.6", 404)])

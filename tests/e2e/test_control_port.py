@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,14 +26,14 @@ async def test_port_answers_as_the_server_itself(
 ) -> None:
     """Loads, refusals and unloads through the control port and past it: the same status, text and content type.
 
-    What is refused by preflight is not sent, and has the status and the sentence that the server would have given it.
+    What is half copied is not sent, and has the status that the server would have given it.
     """
     sidecar = new_sidecar(vllm.url)
     await sidecar.start()
     await sidecar.event("server.up", within=PATIENCE)
     control = Api(session, await sidecar.control_url())
     folders = [adapters[0], adapters[0], *broken.values(), Path("/nonexistent/x")]
-    unsent: dict[str, bool] = {}
+    unsent: set[str] = set()
     for number, folder in enumerate(folders):
         name = f"n{max(number, 1)}"
         through = await control.load(name, folder, within=PATIENCE)
@@ -49,12 +48,8 @@ async def test_port_answers_as_the_server_itself(
             continue
         told, original = through.json()["error"], past.json()["error"]
         assert {**told, "message": ""} == {**original, "message": ""}
-        # vLLM 0.32 names no path in its answers.
-        sentence = re.sub("/[^ ']+", "<path>", told["message"].removeprefix(UNSENT))
-        unsent[folder.name] = sentence in original["message"]
-    # The server names missing settings in any order, and says of a config that is a list what Python says of it.
-    assert {name for name, verbatim in unsent.items() if not verbatim} <= {"without_r_and_alpha", "config_a_list"}
-    assert len(unsent) > len(folders) / 2
+        unsent.add(folder.name)
+    assert unsent == {"truncated", "empty_weights"}
     assert (await control.load("kept", adapters[0])).status == 200
     for path, body in (("load", {"lora_name": "kept", "lora_path": "/other"}), ("unload", {"lora_name": "nobody"})):
         through = await control.ask("POST", f"/v1/{path}_lora_adapter", body=body)

@@ -13,6 +13,7 @@ import pytest
 
 from tests.e2e.conftest import PATIENCE, NewSidecar, answers, until_listed
 from tests.support.adapters import WEIGHTS, write_adapter
+from tests.support.cases import write_cases
 from tests.support.http_client import Api
 from tests.support.servers import RunningServer
 
@@ -69,35 +70,38 @@ async def test_the_highest_priorities_are_resident_after_a_restore(
     assert server.returncode is None
 
 
-async def test_what_fails_preflight_is_never_sent(
+async def test_only_what_a_limit_forbids_and_what_is_half_copied_is_not_sent(
     vllm: RunningServer, api: Api, new_sidecar: NewSidecar, broken: Mapping[str, Path], tmp_path: Path
 ) -> None:
-    """The server hears of the sound adapter alone, and of a half-copied one as soon as it is whole."""
-    sent = vllm.log.read_text(errors="replace").count(LOAD)
+    """The server says what it thinks of every other, unharmed; a half-copied one is sent once it is whole."""
     good, half = write_adapter(tmp_path / "own" / "good"), write_adapter(tmp_path / "own" / "half", seed=1)
     whole = (half / WEIGHTS).read_bytes()
     (half / WEIGHTS).write_bytes(whole[: len(whole) // 2])
-    faults = ("rank_64", "dora", "no_weights", "garbage", "config_not_json", "without_r", "rank_zero", "a_file")
-    paths = {fault: broken[fault] for fault in faults} | {"good": good, "half": half}
+    held = ("rank_64", "truncated", "empty_weights")
+    sent = ("dora", "no_weights", "garbage", "config_not_json", "without_r", "rank_zero", "a_file")
+    paths = {fault: broken[fault] for fault in (*held, *sent)} | {"good": good, "half": half}
     declared = [{"name": name, "path": str(path)} for name, path in paths.items()]
     guarded = [{"name": "vllm", "url": vllm.url, "max_lora_rank": 16}]
     sidecar = new_sidecar(vllm.url, declared, servers=guarded)
     await sidecar.start()
     await until_listed(api, "good")
-    for name in (*faults, "half"):
+    for name in (*held, "half"):
         failed = await sidecar.event("restore.failed", adapter=name)
         assert failed["message"].startswith("preflight, not sent: "), failed
+    for name in sent:
+        failed = await sidecar.event("restore.failed", adapter=name)
+        assert failed["status"] in (404, 500), failed
+        assert "preflight" not in failed["message"], failed
     (half / WEIGHTS).write_bytes(whole)
     await until_listed(api, "good", "half")
 
-    assert vllm.log.read_text(errors="replace").count(LOAD) - sent == 2
     assert set(await answers(api, ["base", "good", "half"])) == {"base", "good", "half"}
 
 
-async def test_a_rank_limit_is_learned_from_the_real_refusal(
+async def test_a_rank_that_the_server_refuses_is_asked_for_each_adapter(
     vllm: RunningServer, api: Api, new_sidecar: NewSidecar, tmp_path: Path
 ) -> None:
-    """Of three adapters of rank 64, the server is bothered with one."""
+    """What it said of one binds no other: it is asked three times, and each is parked with its words."""
     sent = vllm.log.read_text(errors="replace").count(LOAD)
     paths = {f"wide{n}": write_adapter(tmp_path / "own" / f"wide{n}", rank=64, layers=1) for n in range(3)}
     sidecar = new_sidecar(vllm.url, [{"name": name, "path": str(path)} for name, path in paths.items()])
@@ -105,8 +109,28 @@ async def test_a_rank_limit_is_learned_from_the_real_refusal(
     messages = [(await sidecar.event("restore.failed", adapter=name))["message"] for name in paths]
 
     assert all("LoRA rank 64 is greater than max_lora_rank 16." in message for message in messages)
-    assert vllm.log.read_text(errors="replace").count(LOAD) - sent == 1
+    assert not any("preflight" in message for message in messages)
+    assert vllm.log.read_text(errors="replace").count(LOAD) - sent == len(paths)
     assert await api.listed() == {}
+
+
+async def test_every_adapter_that_the_server_loads_is_back_after_a_kill(
+    vllm: RunningServer, api: Api, new_sidecar: NewSidecar, tmp_path: Path
+) -> None:
+    """Adapters as people have them, loaded by hand: whatever is thought of a folder, the server had taken it."""
+    paths = {f"case{n}": path for n, path in enumerate(write_cases(tmp_path / "cases").values())}
+    loaded = {name for name, path in paths.items() if (await api.load(name, path)).status == 200}
+    sidecar = new_sidecar(vllm.url)
+    await sidecar.start()
+    await sidecar.event("server.up", within=PATIENCE)
+    await sidecar.beats(3)
+    adopted = {one["adapter"] for one in sidecar.named("adapter.adopted")}
+    # A path that does not print may be left alone.
+    assert loaded - adopted <= {name for name, path in paths.items() if not str(path).isprintable()}
+    await vllm.restart()
+    await until_listed(api, *adopted)
+
+    assert sidecar.named("restore.failed") == []
 
 
 async def test_unloading_defuses_an_adapter_whose_files_are_gone(

@@ -12,7 +12,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Awaitable
 from typing import TypeVar
 
-from tests.fakes.adapters import AdapterRefusedError, read_adapter
+from tests.fakes.folder import AdapterRefusedError, read_adapter
 
 T = TypeVar("T")
 
@@ -40,7 +40,16 @@ class FakeEngine:
     answered any more. The engine dies of loading a path in `deadly`.
     """
 
-    def __init__(self, *, max_rank: int, max_cpu_loras: int, enable_lora: bool, gpu: bool, check_files: bool) -> None:
+    def __init__(
+        self,
+        *,
+        max_rank: int,
+        max_cpu_loras: int,
+        enable_lora: bool,
+        gpu: bool,
+        check_files: bool,
+        version: str = "0.32.0",
+    ) -> None:
         self.asleep: int | None = None
         self.load_delay = 0.0
         self.deadly: frozenset[str] = frozenset()
@@ -52,6 +61,7 @@ class FakeEngine:
         self._enable_lora = enable_lora
         self._gpu = gpu
         self._check_files = check_files
+        self._version = version
         self._turn = asyncio.Lock()
         self._death = asyncio.Event()
         self.requests = 0
@@ -178,7 +188,7 @@ class FakeEngine:
 
     async def _read(self, path: str) -> None:
         if self._check_files:
-            await asyncio.to_thread(read_adapter, path, max_rank=self._max_rank)
+            await asyncio.to_thread(read_adapter, path, max_rank=self._max_rank, version=self._version)
 
     def _touch(self, identity: int, path: str) -> None:
         self._cache[identity] = path

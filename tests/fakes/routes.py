@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from aiohttp import web
 from msgspec import Struct
 
-from tests.fakes.adapters import sanitized
 from tests.fakes.engine import DEAD, EngineDeadError, FakeEngine, LoadFailedError, Registry
+from tests.fakes.folder import sanitized
 from tests.fakes.metrics import metrics_text
 from tests.fakes.overrides import Answer
 from tests.fakes.requests import (

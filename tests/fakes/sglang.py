@@ -22,7 +22,7 @@ from tests.fakes.listening import Listening, bind_tcp
 from tests.fakes.overrides import Answer
 from tests.fakes.requests import InvalidRequestError, detail_response, json_body, json_response
 from tests.fakes.routes import Received
-from tests.fakes.sglang_adapters import RefusedError, check_adapter
+from tests.fakes.sglang_adapters import RefusedError, check_adapter, dies_at_use
 
 _NO_READY_ROUTE = "0.5.10"
 
@@ -67,7 +67,8 @@ class FakeSglang:
 
     What a life holds is gone after it. `registry` is what is listed, in the order of use; `known` has every adapter
     that was ever loaded in this life, and what is asked for out of it is loaded again. `generated` counts the tokens
-    that health checks cost, `hung` is whether the engine stands still.
+    that health checks cost, `hung` is whether the engine stands still. A request for an adapter whose weights are not
+    what its config or the model says ends the life.
     """
 
     def __init__(self, config: SglangConfig | None = None) -> None:
@@ -83,6 +84,7 @@ class FakeSglang:
         self._overrides: dict[tuple[str, str], Answer] = {}
         self._listening: Listening | None = None
         self._warming: asyncio.Task[None] | None = None
+        self._dying: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -295,7 +297,8 @@ class FakeSglang:
                 return self._refused(f"Failed to load LoRA adapter {name} because it is already loaded", held=True)
             try:
                 if self.config.check_files:
-                    await asyncio.to_thread(check_adapter, name, path, max_rank=self.config.max_lora_rank)
+                    rank, version = self.config.max_lora_rank, self.config.version
+                    await asyncio.to_thread(check_adapter, name, path, max_rank=rank, version=version)
             except RefusedError as refusal:
                 return self._refused(str(refusal), held=True)
             self.registry[name] = self.known[name] = Ref(path, pinned)
@@ -345,6 +348,9 @@ class FakeSglang:
         if name not in self.registry:
             return f"Failed to implicitly load LoRA adapter {name}"
         self.registry.move_to_end(name)
+        if self.config.check_files and await asyncio.to_thread(dies_at_use, self.registry[name].path):
+            self._dying = asyncio.create_task(self.kill())
+            await asyncio.Event().wait()
         return None
 
 

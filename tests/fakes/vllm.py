@@ -228,6 +228,7 @@ class FakeVllm:
             enable_lora=config.enable_lora,
             gpu=config.gpu,
             check_files=config.check_files,
+            version=config.version,
         )
         engine.load_delay = config.load_delay
         engine.deadly = frozenset(config.deadly)

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from tests.process.conftest import StartVllm
-from tests.support.adapters import write_adapter
+from tests.support.adapters import CONFIG, WEIGHTS, write_adapter
+from tests.support.drafts import Draft
 from tests.support.programs import run
 from tests.support.sidecar import settings
 
@@ -29,11 +30,12 @@ def having(lines: Sequence[str], *parts: str) -> list[str]:
 
 @pytest.fixture
 def adapters(tmp_path: Path) -> Path:
-    """A folder with a sound adapter and two broken ones."""
+    """A folder with a sound adapter, two that no vLLM takes as it is, and one that is not sent unless it is allowed."""
     folder = tmp_path / "adapters"
     write_adapter(folder / "good", layers=1)
     write_adapter(folder / "wide", rank=64, layers=1)
     write_adapter(folder / "dora", use_dora=True, layers=1)
+    Draft().as_torch("adapter_model.bin").write(folder / "pickle")
     return folder
 
 
@@ -82,17 +84,53 @@ async def test_the_plan_is_that_of_the_daemon(start_vllm: StartVllm, tmp_path: P
     server = await start_vllm()
     state = tmp_path / "state"
     state.mkdir()
-    declared = [{"name": name, "path": str(adapters / name)} for name in ("good", "dora")]
+    declared = [{"name": name, "path": str(adapters / name)} for name in ("good", "dora", "pickle")]
     config = settings(server.url, state, [*declared, {"name": "base", "path": str(adapters / "good")}])
     status, out, err = await check(tmp_path, config)
 
     assert status == 69
     assert having(out, "plan: to load good from")
-    assert having(out, "plan: not to load dora: preflight, not sent: vLLM does not yet support DoRA.")
-    assert not having(out, "plan: to load dora")
+    assert having(err, "adapter dora", "vLLM does not yet support DoRA.")
+    assert having(out, "plan: to load dora from")
+    assert having(out, "plan: not to load pickle: preflight, not sent: its weights are a pickle")
+    assert not having(out, "plan: to load pickle")
     assert having(err, "AdapterNameTaken", "base: its name is that of a served base model", "another name")
     assert having(out, "ranks are not checked", "servers[].max_lora_rank")
     assert having(out, "shapes are not checked", "servers[].base_model_config")
+
+
+async def test_what_the_engine_refuses_is_not_called_sound(start_vllm: StartVllm, tmp_path: Path) -> None:
+    """What a person can mend is named, each with what to do; what only some versions refuse is no problem."""
+    server = await start_vllm()
+    state, folder = tmp_path / "state", tmp_path / "adapters"
+    state.mkdir()
+    Draft().text(lambda text: b"\xef\xbb\xbf" + text).write(folder / "bom")
+    Draft().text(lambda text: text.decode().encode("utf-16")).write(folder / "utf16")
+    Draft().say(lora_alpha=None).write(folder / "alpha")
+    Draft().header({"step": 500}).write(folder / "metadata")
+    Draft().weightless().file("adapter_model.bin", b"").write(folder / "empty")
+    Draft().weights(lambda _: b"version https://git-lfs.github.com/spec/v1\n").write(folder / "pointer")
+    Draft().say(bias="all").write(folder / "doubt")
+    folder.joinpath("link").symlink_to("/volume-of-the-server/a")
+    (Draft().write(folder / "far") / WEIGHTS).unlink()
+    (folder / "far" / WEIGHTS).symlink_to("/volume-of-the-server/weights")
+    names = [path.name for path in folder.iterdir()]
+    config = settings(server.url, state, [{"name": name, "path": str(folder / name)} for name in names])
+    config["preflight"] = {"allow_pickle": True}
+    status, out, err = await check(tmp_path, config)
+
+    assert (status, len(err)) == (69, 6)
+    assert having(err, "adapter bom", CONFIG, "byte order mark")
+    assert having(err, "adapter utf16", CONFIG, "UTF-16")
+    assert having(err, "adapter alpha", "`lora_alpha` is None")
+    assert having(err, "adapter metadata", "something else than text in the __metadata__")
+    assert having(err, "adapter empty", "adapter_model.bin is empty")
+    assert having(err, "adapter pointer", "is a Git LFS pointer", "git lfs pull")
+    assert having(out, "adapter doubt", "some versions of the engine refuse it", "Adapter bias is not supported.")
+    assert having(out, "adapter link", "unchecked, it cannot be seen from here")
+    assert having(out, "adapter far", f"unchecked, {WEIGHTS} is a link that leads nowhere from here")
+    assert not having(out, "adapter ", "sound")
+    assert len(having(out, "plan: to load")) == len(names)
 
 
 async def test_a_folder_for_two_servers_is_told_once(start_vllm: StartVllm, tmp_path: Path, adapters: Path) -> None:
@@ -100,13 +138,13 @@ async def test_a_folder_for_two_servers_is_told_once(start_vllm: StartVllm, tmp_
     left, right = await start_vllm(), await start_vllm()
     state = tmp_path / "state"
     state.mkdir()
-    config = settings(left.url, state, [{"name": "dora", "path": str(adapters / "dora")}])
+    config = settings(left.url, state, [{"name": "pickle", "path": str(adapters / "pickle")}])
     config["servers"] = [{"name": "left", "url": left.url}, {"name": "right", "url": right.url}]
     status, out, err = await check(tmp_path, config)
 
     assert (status, len(err)) == (69, 1)
-    assert having(out, "plan for left: not to load dora")
-    assert having(out, "plan for right: not to load dora")
+    assert having(out, "plan for left: not to load pickle")
+    assert having(out, "plan for right: not to load pickle")
 
 
 async def test_a_key_that_is_wrong_and_a_base_model_that_is_not_there(start_vllm: StartVllm, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from lora_sidecar.cli.client import table
 from tests.process.conftest import NewSidecar
 from tests.support.adapters import write_adapter
+from tests.support.drafts import Draft
 from tests.support.http_client import Api
 from tests.support.servers import RunningServer
 from tests.support.sidecar import Sidecar, eventually
@@ -177,7 +178,7 @@ async def test_all_faces_give_one_reason(
 ) -> None:
     """Parked before it was sent, withdrawn, held by a pause: each face has state and reason in the same words."""
     good = write_adapter(tmp_path / "good", layers=1)
-    bad = write_adapter(tmp_path / "bad", layers=1, use_dora=True)
+    bad = Draft().as_torch("adapter_model.bin").write(tmp_path / "bad")
     declared = [{"name": "good", "path": str(good)}, {"name": "bad", "path": str(bad)}]
     sidecar = new_sidecar(vllm.url, declared)
     await sidecar.start()

@@ -17,8 +17,8 @@ from aiohttp import web
 from msgspec import Struct
 
 from lora_sidecar.engines.http import Reply
-from tests.fakes.adapters import AdapterRefusedError
 from tests.fakes.engine import DEAD, EngineDeadError, FakeEngine
+from tests.fakes.folder import AdapterRefusedError
 from tests.fakes.requests import detail_response, error_response, load_request
 from tests.fakes.routes import Routes, ServedModel
 

@@ -21,6 +21,7 @@ from lora_sidecar.status.board import adapters_of, unready
 from tests.fakes.overrides import canned
 from tests.fakes.sglang import FakeSglang, SglangConfig
 from tests.simulation.conftest import Pod
+from tests.support.drafts import Draft
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.looptime]
 
@@ -79,8 +80,8 @@ def make_sglang(tmp_path: Path) -> Making:
         adapters: str = "", settings: str = "", keys: tuple[str, str] = ("", ""), **server: Any
     ) -> AsyncIterator[SglangPod]:
         # Time stands still while a socket is read: a load that took none would end as the listing was asked for.
-        settled = {"load_delay": 0.01} | server
-        async with FakeSglang(SglangConfig(check_files=False, **settled)) as fake:
+        settled = {"load_delay": 0.01, "check_files": False} | server
+        async with FakeSglang(SglangConfig(**settled)) as fake:
             pod = SglangPod(fake, tmp_path / "checkpoints", adapters, settings)
             (tmp_path / "checkpoints").mkdir()
             pod.keys = keys
@@ -302,3 +303,45 @@ async def test_a_required_adapter_that_was_evicted_keeps_the_pod_ready(make_sgla
         await asyncio.sleep(10)
         assert sorted(pod.states().values()) == [AdapterState.EVICTED, AdapterState.LISTED]
         assert unready(pod.status) == ()
+
+
+async def test_what_would_kill_sglang_at_its_first_use_is_held_back(make_sglang: Making, tmp_path: Path) -> None:
+    """SGLang would take it: it is not sent, a condition says why and how to send it all the same, and a key does."""
+    bad, good = Draft().widen(2).write(tmp_path / "a" / "bad"), Draft().write(tmp_path / "a" / "good")
+    declared = f"adapters: [{{name: bad, path: '{bad}'}}, {{name: good, path: '{good}'}}]"
+    async with make_sglang(declared, check_files=True) as pod:
+        await pod.until_listed("good")
+        await asyncio.sleep(60)
+        assert pod.loads() == ["good"]
+        assert pod.states()["bad"] is AdapterState.PARKED
+        said = pod.condition(ConditionType.ADAPTER_FAILING)
+        assert said is not None
+        assert "has rank 16, and the config says 8: SGLang would accept it and die of the first request for it" in said
+        assert "preflight.hold_deadly" in said
+        pod._settings = "preflight: {hold_deadly: false}"
+        pod.reconfigure(declared)
+        await pod.until_listed("good", "bad", within=10)
+
+
+async def test_what_sglang_listed_and_would_die_of_is_not_brought_back(make_sglang: Making, tmp_path: Path) -> None:
+    """It lists whatever it was given: adopted, it dies of it once, and is not given it again."""
+    bad = Draft().keep(lambda name: "lora_A" in name).write(tmp_path / "a" / "bad")
+    async with make_sglang(check_files=True) as pod:
+        await pod.somebody_loads("bad", str(bad))
+        await pod.until(lambda: bool(pod.of(EventName.ADAPTER_ADOPTED)), 6)
+        await asyncio.sleep(20)
+        for _ in range(2):
+            await pod.sglang.restart()
+            await asyncio.sleep(30)
+            assert pod.loads() == []
+        assert "has no lora_B beside it" in (pod.condition(ConditionType.ADAPTER_FAILING) or "")
+
+
+async def test_rules_of_vllm_say_nothing_of_an_adapter_on_sglang(make_sglang: Making, tmp_path: Path) -> None:
+    """What vLLM lacks may be served there: nothing is held back, and nothing is said of it."""
+    path = Draft().say(bias="all", modules_to_save=["lm_head"], init_lora_weights="pissa").write(tmp_path / "a")
+    async with make_sglang(f"adapters: [{{name: a, path: '{path}'}}]", check_files=True) as pod:
+        await pod.until_listed("a")
+        await pod.until(lambda: bool(pod.of(EventName.RESTORE_SUCCEEDED)), 6)
+        (succeeded,) = pod.of(EventName.RESTORE_SUCCEEDED)
+    assert "doubts" not in succeeded.fields

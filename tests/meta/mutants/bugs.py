@@ -33,6 +33,7 @@ _LOADER: Final = "lora_sidecar.actions.loader"
 _STORE: Final = "lora_sidecar.checkpoint.store"
 _DAY: Final = "tests/simulation/test_one_day_of_a_pod.py::"
 _CRASH: Final = "tests/crash/test_checkpoint_"
+_FILES: Final = "tests/simulation/test_adapter_files.py::"
 
 BUGS: Final[dict[str, Bug]] = {
     "unknown-read-as-empty": Bug(
@@ -143,7 +144,7 @@ BUGS: Final[dict[str, Bug]] = {
         (
             Edit(
                 _LOADER,
-                "        self._next = 0\n        super().offer(plan, engine)\n",
+                "        self._next = 0\n        self._large = []\n        super().offer(plan, engine)\n",
                 "        if former is None or self._next >= len(former.restores):\n"
                 "            self._next = 0\n"
                 "            super().offer(plan, engine)\n",
@@ -211,6 +212,42 @@ BUGS: Final[dict[str, Bug]] = {
             Edit(_LOADER, "key not in self._under_way and self._is_due(adapter.name, plan)", "key not in self._under_way"),
         ),
         "tests/unit/actions/test_loader.py::test_what_was_loaded_after_the_listing_is_not_sent_again",
+    ),
+    "error-of-the-disk-read-as-absent": Bug(
+        "a folder that cannot be seen for a moment is taken for gone",
+        (
+            Edit(
+                "lora_sidecar.files.folder",
+                "    except OSError as error:\n        return Unseen(_why(error))\n",
+                "    except OSError as error:\n        return Absent(_why(error))\n",
+            ),
+        ),
+        _FILES + "test_a_folder_that_answers_with_an_error_unloads_nothing",
+        worlds=False,
+    ),
+    "fingerprint-of-metadata": Bug(
+        "a file that was copied anew is taken for another",
+        (
+            Edit(
+                "lora_sidecar.files.folder",
+                '    digest.update(f"{name} {size}\\n".encode())\n',
+                '    digest.update(f"{name} {size} {os.fstat(file).st_ino}\\n".encode())\n',
+            ),
+        ),
+        _FILES + "test_files_copied_anew_do_not_end_a_quarantine",
+        worlds=False,
+    ),
+    "advice-that-holds-back": Bug(
+        "an adapter that our own rules speak against is not sent, whatever the engine says",
+        (Edit("lora_sidecar.files.preflight", "if one.holds is not None), None)", "), None)"),),
+        _FILES + "test_a_broken_adapter_is_sent_and_refused_in_the_engines_own_words",
+        worlds=False,
+    ),
+    "engine-by-the-configs-word": Bug(
+        "what SGLang would die of is held back from whatever serves there",
+        (Edit("lora_sidecar.files.preflight", "base, self.engine, config", 'base, "sglang", config'),),
+        "tests/unit/files/test_preflight.py::test_a_listing_of_sglang_is_no_proof_of_weights",
+        worlds=False,
     ),
     "room-that-was-there-once": Bug(
         "how many loads may be in flight is decided before a question that may take seconds, and not after it",

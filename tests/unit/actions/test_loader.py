@@ -9,12 +9,19 @@ import pytest
 
 from lora_sidecar.actions.loader import Loader
 from lora_sidecar.core.model import Adapter, Incarnation
-from lora_sidecar.core.outcomes import Accepted, Failure, FailureKind, LoadDeferred, Outcome, Result, SleepState
+from lora_sidecar.core.outcomes import (
+    Accepted,
+    Failure,
+    FailureKind,
+    LoadDeferred,
+    Outcome,
+    SleepState,
+)
 from lora_sidecar.engines.activity import IdleDetector
 from lora_sidecar.engines.base import Engine, ServerIdentity
 from lora_sidecar.engines.http import RequestError
 from lora_sidecar.engines.listing import BadListing, Listing
-from lora_sidecar.files.peft import Finding
+from lora_sidecar.files.peft import Finding, Hold
 from lora_sidecar.files.preflight import Inspection, Preflight
 from lora_sidecar.reconcile.slow_start import SlowStart
 from lora_sidecar.reconcile.state import Plan, State, Verdict
@@ -374,22 +381,25 @@ _ABANDONED = "abandoned: the server restarted"
 
 
 class Reading(Preflight):
-    """A look at an adapter's files that takes half a second; `refused` are found to be broken."""
+    """Takes half a second to look at an adapter's files, and ten more for `large` ones; `refused` are found broken."""
 
     def __init__(self) -> None:
         self.refused: set[str] = set()
+        self.large: set[str] = set()
         self.read: list[tuple[str, float]] = []
 
-    async def inspect(self, adapter: Adapter, incarnation: int, *, warm: bool = True) -> Inspection:
+    async def inspect(self, adapter: Adapter, *, warm: bool = True) -> Inspection:
         """Take half a second."""
-        del incarnation, warm
+        del warm
         await asyncio.sleep(0.5)
         self.read.append((adapter.name, asyncio.get_running_loop().time()))
-        broken = Finding(FailureKind.ADAPTER, "broken", "mend it")
-        return Inspection((broken,) if adapter.name in self.refused else ())
+        broken = Finding(FailureKind.ADAPTER, "broken", "mend it", Hold.LIMIT)
+        return Inspection((broken,) if adapter.name in self.refused else (), is_cold=adapter.name in self.large)
 
-    def learn(self, result: Result, incarnation: int) -> None:
-        """See `Preflight`."""
+    async def warm(self, adapter: Adapter) -> Failure | None:
+        """Take ten seconds; a refused one hangs."""
+        await asyncio.sleep(10)
+        return Failure(FailureKind.FILES, "the disk hangs") if adapter.name in self.refused else None
 
 
 async def test_the_next_adapters_files_are_read_while_a_load_is_in_flight() -> None:
@@ -420,6 +430,23 @@ async def test_an_adapter_whose_files_are_broken_waits_for_nobody() -> None:
         outcomes = restorer.drain()
     assert names_of(engine) == ["a00", "a01", "a03"]
     assert [one.adapter.name for one in outcomes] == ["a00", "a02", "a01", "a03"]
+
+
+async def test_a_large_adapter_is_read_once_nothing_else_is_left_to_send() -> None:
+    """The others are loaded as if it were not there, and what hangs is not sent."""
+    engine, reading = Slow(), Reading()
+    engine.busy = True
+    reading.large, reading.refused = {"a00", "a02"}, {"a02"}
+    async with restoring(engine, reading) as (restorer, finished):
+        restorer.offer(plan(NAMES[:5]))
+        began = asyncio.get_running_loop().time()
+        await asyncio.sleep(6)
+        assert names_of(engine) == ["a01", "a03", "a04"]
+        await finished.wait()
+        assert asyncio.get_running_loop().time() - began < 20
+        outcomes = restorer.drain()
+    assert names_of(engine) == ["a01", "a03", "a04", "a00"]
+    assert {one.adapter.name: type(one.result) for one in outcomes}["a02"] is Failure
 
 
 async def test_what_was_read_is_not_sent_after_a_load_that_may_have_failed_for_the_server() -> None:

@@ -43,7 +43,7 @@ def test_defaults_are_the_published_numbers() -> None:
         heartbeat=HeartbeatConfig(
             interval=5.0, probe_timeout=3.0, list_timeout=5.0, away_interval=0.1, down_after_timeouts=3, liveness=30.0
         ),
-        preflight=PreflightConfig(enabled=True, timeout=10.0, allow_pickle=False, roots=()),
+        preflight=PreflightConfig(enabled=True, timeout=10.0, allow_pickle=False, roots=(), hold_deadly=True),
         checkpoint=CheckpointConfig(directory="/var/lib/lora-sidecar", format="json", timeout=5.0),
         ops=OpsConfig(bind=":9400"),
         log=LogConfig(level="info", format="auto"),
@@ -69,7 +69,7 @@ policy: {adopt: {enabled: false, max: 7, roots: [/r/, /], names: "team-.*"}, on_
 heartbeat: {interval: 1m30s, probe_timeout: 50ms, list_timeout: 0.5s, away_interval: 20ms, down_after_timeouts: 9,
             liveness: 1h}
 restore: {timeout: 2m, backoff: {initial: 2s, max: 3s, parked: 1h, reset_after: 24h, quarantine: 2h}}
-preflight: {enabled: false, timeout: 7s, allow_pickle: true, roots: [/q/]}
+preflight: {enabled: false, timeout: 7s, allow_pickle: true, roots: [/q/], hold_deadly: false}
 checkpoint: {directory: /c/, format: yaml, timeout: 4s}
 ops: {bind: "[::]:0"}
 log: {level: debug, format: pretty}
@@ -92,7 +92,7 @@ log: {level: debug, format: pretty}
     assert structs.astuple(config.heartbeat) == (90.0, 0.05, 0.5, 0.02, 9, 3600.0)
     assert config.restore.timeout == 120.0
     assert structs.astuple(config.restore.backoff) == (2.0, 3.0, 3600.0, 86400.0, 7200.0)
-    assert config.preflight == PreflightConfig(False, 7.0, True, ("/q",))  # noqa: FBT003
+    assert config.preflight == PreflightConfig(False, 7.0, True, ("/q",), False)  # noqa: FBT003
     assert config.checkpoint == CheckpointConfig("/c", "yaml", 4.0)
     assert config.ops == OpsConfig("[::]:0")
     assert config.log == LogConfig("debug", "pretty")
