@@ -1,0 +1,1 @@
+"""Manifests as texts: split into documents, read for positions, changed in place."""
