@@ -11,9 +11,18 @@ from collections.abc import Mapping as Map
 from collections.abc import Sequence
 
 from lora_sidecar.cli.inject.manifests import edit
-from lora_sidecar.cli.inject.manifests.documents import Object, Sheet, entries, is_named, mapping, sheets, text
+from lora_sidecar.cli.inject.manifests.documents import (
+    Document,
+    Object,
+    Sheet,
+    entries,
+    is_named,
+    mapping,
+    sheets,
+    text,
+)
 from lora_sidecar.cli.inject.manifests.page import CannotEditError, Page
-from lora_sidecar.cli.inject.manifests.tree import Value
+from lora_sidecar.cli.inject.manifests.tree import Path, Value
 from lora_sidecar.cli.inject.outcome import Outcome, Said, Teller, not_yaml, settled
 from lora_sidecar.cli.inject.recording import Recording
 from lora_sidecar.cli.inject.remarks import Problem
@@ -61,10 +70,10 @@ class _Names:
         kind, name, namespace = text(made["kind"]), text(metadata["name"]), text(metadata.get("namespace")) or None
         holder = self._taken.setdefault((kind, namespace, name), owner)
         if holder != owner:
-            return holder
+            return f"what is added for {holder}"
         # Documents without containers are not read: a name beside the kind is enough to be careful.
         if any(kind in sheet.document.text and is_named(sheet.document, name) for sheet in self._read):
-            return f"a {kind} that is here already"
+            return f"the {kind} that is here already"
         return None
 
 
@@ -76,42 +85,69 @@ def _sheet(sheet: Sheet, options: Options, names: _Names, said: list[Said]) -> s
     if sheet.root is None:
         return document.text
     recording = Recording(Page(document.text, sheet.root))
-    alone: list[dict[str, Value]] = []
+    beside = _Beside()
     for item in sheet.objects:
-        if not item.is_workload:
-            continue
-        teller = Teller(document, sheet.root, item)
-        additions = plan(item, options, names.owner(item), teller)
-        made = [one for addition in additions for one in addition.objects]
-        for one in made:
-            holder = names.take(one, str(item))
-            if holder is not None:
-                reason = f"what is added for it would have the name of what is added for {holder}"
-                teller.tell(Problem(("metadata",), reason, "rename it, or take the other one out"))
-        if additions and not teller.refused:
-            try:
-                _add(recording, item, additions, made)
-                alone += made if not item.path else []
-            except CannotEditError as error:
-                teller.tell(Problem(recording.at, error.reason, error.hint))
-        said += teller.said
+        if item.is_workload:
+            teller = Teller(document, sheet.root, item)
+            beside.put(item, _object(recording, item, options, names, teller))
+            said += teller.said
     try:
-        return edit.with_documents(recording.page, alone)
+        return beside.finish(recording, document)
     except CannotEditError as error:
         said.append(Said(document.line, "", error.reason, error.hint, refused=True))
         return document.text
 
 
-def _add(recording: Recording, item: Object, additions: Sequence[Addition], made: Sequence[dict[str, Value]]) -> None:
-    """Add to an object what was planned, and to its list the objects that were made. Raises `CannotEditError`."""
+class _Beside:
+    """The objects that are to stand beside those of a document: as items of its list, or as documents of their own."""
+
+    def __init__(self) -> None:
+        self._listed: dict[Path, list[Value]] = {}
+        self._alone: list[dict[str, Value]] = []
+
+    def put(self, item: Object, made: Sequence[dict[str, Value]]) -> None:
+        """Put what was made for an object where it belongs."""
+        if made and item.path:
+            self._listed.setdefault(item.path[:-1], []).extend(made)
+        else:
+            self._alone += made
+
+    def finish(self, recording: Recording, document: Document) -> str:
+        """Return the document with all that was drafted and put. Raises `CannotEditError`."""
+        for path, values in self._listed.items():
+            recording.draft.append(path, values)
+        if not self._listed and not self._alone:
+            return document.text
+        return edit.with_documents(recording.draft.finish(), self._alone)
+
+
+def _object(
+    recording: Recording, item: Object, options: Options, names: _Names, teller: Teller
+) -> Sequence[dict[str, Value]]:
+    """Draft what is to be added to an object; return what was made to stand beside it."""
+    additions = plan(item, options, names.owner(item), teller)
+    made = [one for addition in additions for one in addition.objects]
+    for one in made:
+        holder = names.take(one, str(item))
+        if holder is not None:
+            reason = f"what is added for it would have the same name as {holder}"
+            teller.tell(Problem(("metadata",), reason, "rename it, or take the other one out"))
+    if not additions or teller.refused:
+        return []
+    try:
+        _add(recording, item, additions)
+    except CannotEditError as error:
+        teller.tell(Problem(recording.at, error.reason, error.hint))
+    return made
+
+
+def _add(recording: Recording, item: Object, additions: Sequence[Addition]) -> None:
+    """Add to an object what was planned. Raises `CannotEditError`."""
     recording.begin(item.path)
     for addition in additions:
         recording.turn_to(addition.pod)
         for place in addition.lora:
             recording.enable_lora(place)
-        for place, value in addition.items:
-            recording.append(place, value)
+        for place, values in addition.items:
+            recording.append(place, values)
     recording.keep()
-    if item.path:
-        for one in made:
-            recording.page = edit.append(recording.page, item.path[:-1], one)

@@ -48,7 +48,7 @@ def container(image: str, settings: Settings, *, native: bool) -> dict[str, Valu
     }
 
 
-def volumes(settings: Settings, name: str) -> list[dict[str, Value]]:
+def volumes(settings: Settings, name: str) -> list[Value]:
     """Return the volumes that the pod needs for it; `name` is that of the objects that are added for the pod."""
     return [
         {"name": CONFIG_VOLUME, "configMap": {"name": name}},

@@ -2,8 +2,8 @@
 
 The trap guarded against is to take out what was there before: a variable that somebody else has set, a list that was
 empty. A record names each thing that was added, in order, by its path: `metadata/annotations` where the annotations
-were, then the path of a pod's spec with a colon, then paths inside it. An item of a list goes by its name. So a record
-outlives the API server, which rewrites everything else.
+were, then the path of a pod's spec with a colon, then paths inside it. An item of a list goes by its name. So a
+record outlives the API server, which rewrites everything else.
 """
 
 from __future__ import annotations
@@ -31,6 +31,11 @@ def word(value: Value, path: Path) -> str:
         item = walk(value, path[: length + 1])
         names.append(step if isinstance(step, str) else _name(item) or str(step))
     return _STEP.join(names)
+
+
+def item(inside: str, value: Value) -> str:
+    """Return how an item is written that is at the end of a list."""
+    return f"{inside}{_STEP}{_name(value)}"
 
 
 def words(written: str) -> list[tuple[str, str]]:

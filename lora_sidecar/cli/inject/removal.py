@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from lora_sidecar.cli.inject import record
-from lora_sidecar.cli.inject.manifests import edit
 from lora_sidecar.cli.inject.manifests.documents import INJECTED, Object, Sheet, entries, mapping, sheets, walk
+from lora_sidecar.cli.inject.manifests.edit import Draft
 from lora_sidecar.cli.inject.manifests.page import CannotEditError, Page, newline_of
-from lora_sidecar.cli.inject.manifests.tree import Path
+from lora_sidecar.cli.inject.manifests.tree import Path, Value
 from lora_sidecar.cli.inject.outcome import Outcome, Said, Teller, not_yaml, settled
 from lora_sidecar.cli.inject.pod import SIDECAR
 from lora_sidecar.cli.inject.remarks import Note, Problem
@@ -45,22 +45,48 @@ def _sheet(sheet: Sheet, said: list[Said]) -> str:
         said.append(not_yaml(document, sheet.error))
     if sheet.root is None:
         return document.text
-    page = Page(document.text, sheet.root)
-    for item in reversed(sheet.objects):
+    if len(sheet.objects) == 1 and not sheet.objects[0].path and _is_beside(sheet.objects[0]):
+        said.append(Said(document.line, str(sheet.objects[0]), "is taken out"))
+        return ""
+    draft = Draft(Page(document.text, sheet.root))
+    listed: dict[Path, list[int]] = {}
+    touched = False
+    for item in sheet.objects:
         teller = Teller(document, sheet.root, item)
-        if item.kind in _BESIDE and item.injected is not None:
-            teller.tell(Note((), "is taken out"))
-            if not item.path:
-                said += teller.said
-                return ""
-            page = _taken(page, item.path, teller)
-        elif item.injected is not None:
-            page = _workload(page, item, item.injected, teller)
-        elif any(_has_sidecar(item, path) for path in item.pods):
-            reason = "has a sidecar that inject has not added, or whose record is lost"
-            teller.tell(Problem((), reason, f"take out what is named {SIDECAR} by hand"))
+        touched |= _object(draft, item, listed, teller)
         said += teller.said
-    return page.text
+    try:
+        for path, indices in listed.items():
+            draft.remove_items(path, indices)
+        return draft.finish().text if touched else document.text
+    except CannotEditError as error:
+        said.append(Said(document.line, "", error.reason, error.hint, refused=True))
+        return document.text
+
+
+def _is_beside(item: Object) -> bool:
+    """Whether an object was added for a workload."""
+    return item.kind in _BESIDE and item.injected is not None
+
+
+def _object(draft: Draft, item: Object, listed: dict[Path, list[int]], teller: Teller) -> bool:
+    """Draft what is to be taken out of an object, or `listed` as an item of its list; return whether something is."""
+    if _is_beside(item):
+        *path, index = item.path
+        if isinstance(index, int):
+            listed.setdefault(tuple(path), []).append(index)
+            teller.tell(Note((), "is taken out"))
+        return True
+    if item.injected is not None:
+        try:
+            _workload(draft, item, item.injected, teller)
+        except CannotEditError as error:
+            teller.tell(Problem((), error.reason, error.hint))
+        return True
+    if any(_has_sidecar(item, path) for path in item.pods):
+        reason = "has a sidecar that inject has not added, or whose record is lost"
+        teller.tell(Problem((), reason, f"take out what is named {SIDECAR} by hand"))
+    return False
 
 
 def _has_sidecar(item: Object, path: Path) -> bool:
@@ -70,35 +96,33 @@ def _has_sidecar(item: Object, path: Path) -> bool:
     )
 
 
-def _workload(page: Page, item: Object, written: str, teller: Teller) -> Page:
-    page = _taken(page, (*item.path, *record.ANNOTATIONS, INJECTED), teller)
+def _workload(draft: Draft, item: Object, written: str, teller: Teller) -> None:
+    """Take out of an object what its record names. Raises `CannotEditError`."""
+    made: list[Path] = []
+    items: dict[Path, list[int]] = {}
     for inside, word in record.words(written):
-        path = record.resolve(walk(page.root.value(), item.path), inside, word)
+        path = record.resolve(item.value, inside, word)
         if path is None:
             teller.tell(Note((), f"{word} is not there any more"))
-            continue
-        whole = (*item.path, *path)
-        value = walk(page.root.value(), whole)
-        if isinstance(path[-1], int):
-            is_script = isinstance(value, str) and value != ENABLE_LORA
-            page = _struck(page, whole, teller) if is_script else _taken(page, whole, teller)
-        elif not value:  # it was made for what has been taken out of it by now
-            page = _taken(page, whole, teller)
+        elif not isinstance(path[-1], int):
+            made.append(path)
+        elif _is_script(walk(item.value, path)):
+            draft.strike_words((*item.path, *path), f" {ENABLE_LORA}")
+        else:
+            items.setdefault(path[:-1], []).append(path[-1])
+    annotations = mapping(walk(item.value, record.ANNOTATIONS))
+    if record.ANNOTATIONS in made and len(annotations) == 1:
+        draft.remove_key((*item.path, *record.ANNOTATIONS))
+    else:
+        draft.remove_key((*item.path, *record.ANNOTATIONS, INJECTED))
+    for path, indices in items.items():
+        holder = walk(item.value, path)
+        if path in made and isinstance(holder, list) and len(holder) == len(indices):
+            draft.remove_key((*item.path, *path))
+        else:
+            draft.remove_items((*item.path, *path), indices)
     teller.tell(Note((), "its sidecar is taken out"))
-    return page
 
 
-def _taken(page: Page, path: Path, teller: Teller) -> Page:
-    try:
-        return edit.remove(page, path)
-    except CannotEditError as error:
-        teller.tell(Problem((), error.reason, error.hint))
-        return page
-
-
-def _struck(page: Page, path: Path, teller: Teller) -> Page:
-    try:
-        return edit.strike_words(page, path, f" {ENABLE_LORA}")
-    except CannotEditError as error:
-        teller.tell(Problem((), error.reason, error.hint))
-        return page
+def _is_script(value: Value) -> bool:
+    return isinstance(value, str) and value != ENABLE_LORA

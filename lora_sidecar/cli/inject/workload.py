@@ -46,11 +46,12 @@ class Options(Struct, frozen=True):
 class Addition(Struct, frozen=True):
     """What is to be added for one pod, whose spec is at `pod`. Paths are inside the object.
 
-    `items` are pairs of a list and what is to be put at its end; `lora` are the places that get `--enable-lora`.
+    `items` are pairs of a list and the items that are to be put at its end; `lora` are the places that get
+    `--enable-lora`.
     """
 
     pod: Path
-    items: tuple[tuple[Path, Value], ...]
+    items: tuple[tuple[Path, tuple[Value, ...]], ...]
     lora: tuple[Path, ...]
     objects: tuple[dict[str, Value], ...]
 
@@ -147,12 +148,13 @@ def _addition(
         return None
     _check(item, path, spec, settings, pairs, options, teller)
     name = _name(item, path)
-    items: list[tuple[Path, Value]] = [
-        ((*one.path, "env"), {"name": RUNTIME_UPDATING, "value": "True"}) for one in servers if one.found.lacks_updating
+    variable: Value = {"name": RUNTIME_UPDATING, "value": "True"}
+    sidecar: Value = pod.container(options.image, settings, native=options.native)
+    items: list[tuple[Path, tuple[Value, ...]]] = [
+        *(((*one.path, "env"), (variable,)) for one in servers if one.found.lacks_updating),
+        ((*path, "initContainers" if options.native else "containers"), (sidecar,)),
+        ((*path, "volumes"), tuple(pod.volumes(settings, name))),
     ]
-    sidecar = pod.container(options.image, settings, native=options.native)
-    items.append(((*path, "initContainers" if options.native else "containers"), sidecar))
-    items += [((*path, "volumes"), volume) for volume in pod.volumes(settings, name)]
     where = " and ".join(
         f"{server.engine.label} in container {server.container} at {server.url}" for _, server in pairs
     )
@@ -189,7 +191,7 @@ def _check(
         teller.tell(Problem((), "has no name, after which its ConfigMap could be named", "give it one"))
     if item.kind == "Job" and not options.native:
         teller.tell(Problem(path, "would never complete: a plain container goes on running", "leave --plain out"))
-    ours = {volume["name"] for volume in pod.volumes(settings, "")}
+    ours = {text(volume.get("name")) for volume in entries(pod.volumes(settings, ""))}
     for volume in entries(spec.get("volumes")):
         if volume.get("name") in ours:
             teller.tell(Problem((*path, "volumes"), f"has a volume {text(volume.get('name'))} of its own", "rename it"))

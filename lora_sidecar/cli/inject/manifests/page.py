@@ -8,6 +8,7 @@ inside brackets and braces for the characters from one item to the next.
 from __future__ import annotations
 
 import re
+from collections.abc import Set as AbstractSet
 from typing import Final
 
 from msgspec import Struct
@@ -139,41 +140,43 @@ def is_indented(page: Page) -> bool:
     return True
 
 
-def _span_of_lines(page: Page, start: int, node: Node, key: Node | None) -> tuple[int, int]:
-    empty = isinstance(node, Scalar) and says_nothing(node)
-    end = line_end(page.text, key.end) if empty and key else end_of(page, node)
-    begin = line_start(page.text, start)
-    if begin and end == len(page.text) and page.text[end - 1] != "\n":
-        begin -= len(page.newline)
-    return begin, end
-
-
 def span_of_entry(page: Page, parent: Mapping, index: int) -> tuple[int, int]:
     """Return where an entry of a mapping begins and ends, with what sets it off. Raises `CannotEditError`."""
     key, value = parent.entries[index]
     following = parent.entries[index + 1][0].start if index + 1 < len(parent.entries) else None
     if parent.flow:
-        return _span_in_flow(key.start, value.end, parent.entries[index - 1][1].end if index else None, following)
-    if not page.text[line_start(page.text, key.start) : key.start].strip():
-        return _span_of_lines(page, key.start, value, key)
+        if index:
+            return parent.entries[index - 1][1].end, value.end
+        return key.start, value.end if following is None else following
+    begin = line_start(page.text, key.start)
+    if not page.text[begin : key.start].strip():
+        empty = isinstance(value, Scalar) and says_nothing(value)
+        return begin, line_end(page.text, key.end) if empty else end_of(page, value)
     if following is None:
         raise CannotEditError("is all that its item says")
     return key.start, following  # the first key of an item stands behind its dash
 
 
-def span_of_item(page: Page, parent: Sequence, index: int) -> tuple[int, int]:
-    """Return where an item of a list begins and ends, with what sets it off. Raises `CannotEditError`."""
-    item = parent.items[index]
-    following = parent.items[index + 1].start if index + 1 < len(parent.items) else None
-    if parent.flow:
-        return _span_in_flow(item.start, item.end, parent.items[index - 1].end if index else None, following)
+def spans_of_items(page: Page, parent: Sequence, indices: AbstractSet[int]) -> list[tuple[int, int]]:
+    """Return where items of a list begin and end, with what sets them off. Raises `CannotEditError`."""
+    spans = []
+    kept = False
+    for index, item in enumerate(parent.items):
+        if index not in indices:
+            kept = True
+        elif not parent.flow:
+            spans.append(_span_of_line(page, parent, index))
+        elif kept:
+            spans.append((parent.items[index - 1].end, item.end))
+        else:
+            last = index + 1 == len(parent.items)
+            spans.append((item.start, item.end if last else parent.items[index + 1].start))
+    return spans
+
+
+def _span_of_line(page: Page, parent: Sequence, index: int) -> tuple[int, int]:
     dash = dash_of(page, parent, index)
-    if page.text[line_start(page.text, dash) : dash].strip():
+    begin = line_start(page.text, dash)
+    if page.text[begin:dash].strip():
         raise CannotEditError("is a list that begins behind another dash", "begin it on a line of its own")
-    return _span_of_lines(page, dash, item, None)
-
-
-def _span_in_flow(start: int, end: int, before: int | None, following: int | None) -> tuple[int, int]:
-    if before is not None:
-        return before, end
-    return start, end if following is None else following
+    return begin, end_of(page, parent.items[index])
