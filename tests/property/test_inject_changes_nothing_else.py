@@ -44,7 +44,7 @@ def is_subsequence(short: str, long: str) -> bool:
 
 def objects(text: str) -> list[Any]:
     """What the documents of a text say, as PyYAML reads them: another reader than the one that edits."""
-    found = []
+    found: list[Any] = []
     for one in yaml.safe_load_all(text.expandtabs(2)):  # it knows no JSON that is indented by tabs
         found += one["items"] if isinstance(one, dict) and one.get("kind") == "List" else [one]
     return [one for one in found if one is not None]

@@ -1,7 +1,7 @@
 """Manifests as people, charts and kubectl write them: the same objects in ever other texts.
 
-The trap guarded against is a generator that writes as our own writer does: indentation, quotes, brackets, comments, blank
-lines, line ends and the end of the file are drawn for each key.
+The trap guarded against is a generator that writes as our own writer does: indentation, quotes, brackets, comments,
+blank lines, line ends and the end of the file are drawn for each key.
 """
 
 from __future__ import annotations
@@ -16,7 +16,21 @@ Drawn = Any
 
 _PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9/._-]*(:[A-Za-z0-9._-]+)*")
 _RESERVED = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
-_WORDS = ["a", "--model", "/models/base", "x: y", "# no comment", "it's", 'say "hi"', "{a}", "[b]", "on", "0o7", "12:30", "é"]
+_WORDS = [
+    "a",
+    "--model",
+    "/models/base",
+    "x: y",
+    "# no comment",
+    "it's",
+    'say "hi"',
+    "{a}",
+    "[b]",
+    "on",
+    "0o7",
+    "12:30",
+    "é",
+]
 _COMMENTS = ["# a comment", "#", "# - name: other", "#- {", "# key: |", "#  ---"]
 _FOREIGN = [
     "",
@@ -53,12 +67,12 @@ class Writer:
         if not self._chance(15):
             return []
         if self._chance(40):
-            return [self._one_of(["", " " * (0 if self._after_block else 3)])] if not self._after_block else []
+            return [] if self._after_block else [self._draw(st.sampled_from(["", "   "]))]
         indent = self._draw(st.integers(0, column if self._after_block else column + 4))
         return [" " * indent + self._one_of(_COMMENTS)]
 
     def _tail(self) -> str:
-        return "  " + self._one_of(_COMMENTS) if self._chance(10) else self._one_of(["", "", "", " "])
+        return f"  {self._one_of(_COMMENTS)}" if self._chance(10) else str(self._one_of(["", "", "", " "]))
 
     def _mapping(self, value: dict[str, Any], column: int) -> list[str]:
         lines: list[str] = []
@@ -69,7 +83,7 @@ class Writer:
 
     def _entry(self, key: str, item: Any, column: int) -> list[str]:
         head = f"{' ' * column}{self._key(key)}:"
-        self._after_block, before = False, self._after_block
+        self._after_block = False
         match item:
             case None:
                 return [head + (" null" if self._explicit_nulls and self._chance(30) else "") + self._tail()]
@@ -82,7 +96,6 @@ class Writer:
             case str() if "\n" in item:
                 return self._block(head, item, column)
             case _:
-                del before
                 return [f"{head} {self._scalar(item)}{self._tail()}"]
 
     def _block(self, head: str, text: str, column: int) -> list[str]:
@@ -99,7 +112,9 @@ class Writer:
             gap = self._one_of([1, 1, 1, 3])
             if isinstance(item, dict) and item and not self._chance(12):
                 inner = self._mapping(item, column + 1 + gap)
-                first = next(index for index, line in enumerate(inner) if line.strip() and not line.strip().startswith("#"))
+                first = next(
+                    index for index, line in enumerate(inner) if line.strip() and not line.strip().startswith("#")
+                )
                 lines += inner[:first]
                 lines.append(f"{' ' * column}-{' ' * gap}{inner[first].lstrip()}")
                 lines += inner[first + 1 :]

@@ -11,18 +11,9 @@ from collections.abc import Mapping as Map
 from collections.abc import Sequence
 
 from lora_sidecar.cli.inject.manifests import edit
-from lora_sidecar.cli.inject.manifests.documents import (
-    Document,
-    Object,
-    Sheet,
-    entries,
-    is_named,
-    mapping,
-    sheets,
-    text,
-)
+from lora_sidecar.cli.inject.manifests.documents import Document, Object, Sheet, is_named, sheets
 from lora_sidecar.cli.inject.manifests.page import CannotEditError, Page
-from lora_sidecar.cli.inject.manifests.tree import Path, Value
+from lora_sidecar.cli.inject.manifests.value import Path, Value, entries, mapping, text
 from lora_sidecar.cli.inject.outcome import Outcome, Said, Teller, not_yaml, settled
 from lora_sidecar.cli.inject.recording import Recording
 from lora_sidecar.cli.inject.remarks import Problem

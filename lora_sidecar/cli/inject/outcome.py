@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from lora_sidecar.cli.inject.manifests.documents import Document, Object
-from lora_sidecar.cli.inject.manifests.tree import NotYamlError, Path, Root
+from lora_sidecar.cli.inject.manifests.tree import Mapping, NotYamlError, Root
+from lora_sidecar.cli.inject.manifests.value import Path
 from lora_sidecar.cli.inject.remarks import Problem, Remark
 
 
@@ -82,5 +83,7 @@ class Teller:
         for length in range(len(whole), -1, -1):
             node = self._root.find(whole[:length])
             if node is not None:
-                return self._document.line_of(node.start)
+                parent = self._root.find(whole[: length - 1]) if length else None
+                key = parent.key(whole[length - 1]) if isinstance(parent, Mapping) else None
+                return self._document.line_of(key.start if key else node.start)
         return self._document.line

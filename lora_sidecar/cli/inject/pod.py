@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from lora_sidecar.cli.inject.manifests.documents import INJECTED
-from lora_sidecar.cli.inject.manifests.tree import Value
+from lora_sidecar.cli.inject.manifests.value import Value
 from lora_sidecar.cli.inject.settings import SecretMount, Settings
 
 SIDECAR: Final = "lora-sidecar"

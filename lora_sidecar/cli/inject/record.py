@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from lora_sidecar.cli.inject.manifests.documents import walk
-from lora_sidecar.cli.inject.manifests.tree import Path, Value
+from lora_sidecar.cli.inject.manifests.value import Path, Value, walk
 
 ANNOTATIONS: Final[Path] = ("metadata", "annotations")
 

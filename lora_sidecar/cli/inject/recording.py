@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lora_sidecar.cli.inject import record
-from lora_sidecar.cli.inject.manifests.documents import INJECTED, walk
+from lora_sidecar.cli.inject.manifests.documents import INJECTED
 from lora_sidecar.cli.inject.manifests.edit import Draft
 from lora_sidecar.cli.inject.manifests.page import CannotEditError, Page
-from lora_sidecar.cli.inject.manifests.tree import Path, Value
+from lora_sidecar.cli.inject.manifests.value import Path, Value, walk
 from lora_sidecar.cli.inject.servers.engine import ENABLE_LORA, LAUNCHES
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from lora_sidecar.cli.inject.manifests.tree import Path
+from lora_sidecar.cli.inject.manifests.value import Path
 
 
 class Problem(Struct, frozen=True):

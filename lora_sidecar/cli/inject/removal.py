@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from lora_sidecar.cli.inject import record
-from lora_sidecar.cli.inject.manifests.documents import INJECTED, Object, Sheet, entries, mapping, sheets, walk
+from lora_sidecar.cli.inject.manifests.documents import INJECTED, Object, Sheet, sheets
 from lora_sidecar.cli.inject.manifests.edit import Draft
 from lora_sidecar.cli.inject.manifests.page import CannotEditError, Page, newline_of
-from lora_sidecar.cli.inject.manifests.tree import Path, Value
+from lora_sidecar.cli.inject.manifests.value import Path, Value, entries, mapping, walk
 from lora_sidecar.cli.inject.outcome import Outcome, Said, Teller, not_yaml, settled
 from lora_sidecar.cli.inject.pod import SIDECAR
 from lora_sidecar.cli.inject.remarks import Note, Problem

@@ -15,8 +15,7 @@ from typing import Final
 from msgspec import Struct
 
 from lora_sidecar.cli.inject.manifests import write
-from lora_sidecar.cli.inject.manifests.documents import entries, text
-from lora_sidecar.cli.inject.manifests.tree import Value
+from lora_sidecar.cli.inject.manifests.value import Value, entries, text
 from lora_sidecar.cli.inject.remarks import Note, Problem, Remark
 from lora_sidecar.cli.inject.servers.engine import Server
 from lora_sidecar.cli.inject.servers.keys import Key, KeyFile, KeyText, SecretKey

@@ -13,17 +13,17 @@ from typing import Final
 from msgspec import Struct
 
 from lora_sidecar.cli.inject import pod
-from lora_sidecar.cli.inject.manifests.documents import Object, entries, mapping, text, walk
-from lora_sidecar.cli.inject.manifests.tree import Path, Value
+from lora_sidecar.cli.inject.manifests.documents import Object
+from lora_sidecar.cli.inject.manifests.value import Path, Value, entries, mapping, text, walk
 from lora_sidecar.cli.inject.outcome import Teller
 from lora_sidecar.cli.inject.remarks import Note, Problem, Remark
 from lora_sidecar.cli.inject.servers.engine import (
     RUNTIME_UPDATING,
     Found,
     Server,
+    cannot_enable_lora,
     examine,
     looks_like_a_server,
-    may_enable_lora,
 )
 from lora_sidecar.cli.inject.settings import Given, Settings, given, made_of
 
@@ -167,7 +167,7 @@ def _lora(servers: Sequence[_Container], options: Options, teller: Teller) -> tu
     for one in servers:
         for place in one.found.lacks_lora:
             whole = (*one.path, *place)
-            problem = may_enable_lora(one.value)
+            problem = cannot_enable_lora(one.value, one.found)
             if not options.enable_lora:
                 teller.tell(Note(whole, "has no --enable-lora in the manifest, without which it loads no adapter"))
             elif problem is not None:

@@ -12,7 +12,8 @@ from typing import Final
 
 from msgspec import Struct
 
-from lora_sidecar.cli.inject.manifests.tree import NotYamlError, Path, Root, Value, read
+from lora_sidecar.cli.inject.manifests.tree import NotYamlError, Root, read
+from lora_sidecar.cli.inject.manifests.value import Path, Value, mapping, text, walk
 
 INJECTED: Final = "lora-sidecar/injected"
 """The annotation in which is recorded what was added, so that it can be taken out again."""
@@ -135,30 +136,3 @@ def _objects(value: Value, path: Path) -> list[Object]:
     group = version.rpartition("/")[0]
     name = text(metadata.get("name")) or text(metadata.get("generateName")).rstrip("-")
     return [Object(path, group, kind, name, text(metadata.get("namespace")) or None, value)]
-
-
-def walk(value: Value, path: Path) -> Value:
-    """Return the value at a path, or None where there is none."""
-    for step in path:
-        if isinstance(value, dict) and isinstance(step, str):
-            value = value.get(step)
-        elif isinstance(value, list) and isinstance(step, int) and step < len(value):
-            value = value[step]
-        else:
-            return None
-    return value
-
-
-def mapping(value: Value) -> dict[str, Value]:
-    """Return a mapping as it is, and anything else as an empty one."""
-    return value if isinstance(value, dict) else {}
-
-
-def entries(value: Value) -> list[dict[str, Value]]:
-    """Return the mappings of a list, in their order; anything else has none."""
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
-
-
-def text(value: Value) -> str:
-    """Return a text as it is, and anything else as an empty one."""
-    return value if isinstance(value, str) else ""

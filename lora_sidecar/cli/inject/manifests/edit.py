@@ -15,7 +15,7 @@ from typing import Final
 from msgspec import Struct
 
 from lora_sidecar.cli.inject.manifests import write
-from lora_sidecar.cli.inject.manifests.documents import split, walk
+from lora_sidecar.cli.inject.manifests.documents import split
 from lora_sidecar.cli.inject.manifests.page import (
     CannotEditError,
     Page,
@@ -33,7 +33,8 @@ from lora_sidecar.cli.inject.manifests.page import (
     span_of_entry,
     spans_of_items,
 )
-from lora_sidecar.cli.inject.manifests.tree import Alias, Mapping, Node, NotYamlError, Path, Scalar, Sequence, Value
+from lora_sidecar.cli.inject.manifests.tree import Alias, Mapping, Node, NotYamlError, Scalar, Sequence
+from lora_sidecar.cli.inject.manifests.value import Path, Value, walk
 
 _COMMENT: Final = re.compile(r"( *)#[^\n]*(?:\n|\Z)")
 
@@ -42,13 +43,6 @@ class _Insertion(Struct, frozen=True):
     offset: int
     depth: int
     text: str
-
-
-class _Words(Struct, frozen=True):
-    path: Path
-    before: str
-    words: str
-    count: int
 
 
 class Draft:
@@ -64,7 +58,6 @@ class Draft:
         self._expected = page.root.value()
         self._insertions: list[_Insertion] = []
         self._struck: list[tuple[int, int]] = []
-        self._words: list[_Words] = []
 
     def add(self, path: Path, key: str, value: Value) -> None:
         """Put a new key with its value behind the last one of the mapping at a path."""
@@ -110,11 +103,12 @@ class Draft:
         """Put words behind each place of a text at a path that matches."""
         node = self._own(path)
         before = walk(self._expected, path)
-        found = list(places.finditer(self._text, node.start, node.end))
-        if not isinstance(node, Scalar) or not isinstance(before, str) or words in before or not found:
+        if not isinstance(node, Scalar) or not isinstance(before, str) or words in before:
             raise CannotEditError(f"{shown(path)} cannot be given {words.strip()}", "put it there by hand")
+        quote = 1 if node.style in {"'", '"'} else 0
+        found = places.finditer(self._text, node.start + quote, node.end - quote)
         self._insertions += [_Insertion(one.end(), len(path), words) for one in found]
-        self._words.append(_Words(path, before, words, len(found)))
+        self._expect(path, places.sub(lambda one: one[0] + words, before))
 
     def strike_words(self, path: Path, words: str) -> None:
         """Take words out of a text at a path, wherever they are in it."""
@@ -164,10 +158,6 @@ class Draft:
             said = page.root.value()
         except NotYamlError:
             page, said = self._page, None
-        for words in self._words:
-            after = walk(said, words.path)
-            if isinstance(after, str) and after.count(words.words) == words.count:
-                self._expect(words.path, after if after.replace(words.words, "") == words.before else None)
         if said != self._expected:
             raise CannotEditError("cannot be changed without changing something beside it", "write it more plainly")
         return page

@@ -13,7 +13,8 @@ from typing import Final
 
 from msgspec import Struct
 
-from lora_sidecar.cli.inject.manifests.tree import Mapping, Node, NotYamlError, Path, Root, Scalar, Sequence, read
+from lora_sidecar.cli.inject.manifests.tree import Mapping, Node, NotYamlError, Root, Scalar, Sequence, read
+from lora_sidecar.cli.inject.manifests.value import Path
 
 _BETWEEN: Final = re.compile(r"(?:\s|#[^\n]*\n)*")
 

@@ -25,10 +25,7 @@ from ruamel.yaml.events import (
     SequenceStartEvent,
 )
 
-Value = None | bool | int | str | list["Value"] | dict[str, "Value"]
-"""What a node says. Scalars that were read are texts or None; values to be written may have numbers and booleans."""
-Path = tuple[str | int, ...]
-"""Keys and indices that lead from a value to one inside it."""
+from lora_sidecar.cli.inject.manifests.value import Path, Value
 
 _NULL = ("", "~", "null", "Null", "NULL")
 _MERGE = "<<"
@@ -79,6 +76,10 @@ class Mapping(Struct, frozen=True):
     def get(self, key: str) -> Node | None:
         """Return the value of a key, or None."""
         return next((value for name, value in self.entries if isinstance(name, Scalar) and name.text == key), None)
+
+    def key(self, key: str | int) -> Node | None:
+        """Return a key as it is written, or None."""
+        return next((name for name, _ in self.entries if isinstance(name, Scalar) and name.text == key), None)
 
 
 Node = Scalar | Alias | Sequence | Mapping

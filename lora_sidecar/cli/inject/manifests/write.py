@@ -12,7 +12,7 @@ from typing import Final
 
 import yaml
 
-from lora_sidecar.cli.inject.manifests.tree import Value
+from lora_sidecar.cli.inject.manifests.value import Value
 
 _UNLIMITED: Final = 1 << 30
 

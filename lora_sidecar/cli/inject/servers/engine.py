@@ -14,8 +14,7 @@ from typing import Final
 
 from msgspec import Struct, structs
 
-from lora_sidecar.cli.inject.manifests.documents import entries, text
-from lora_sidecar.cli.inject.manifests.tree import Path, Value
+from lora_sidecar.cli.inject.manifests.value import Path, Value, entries, text
 from lora_sidecar.cli.inject.remarks import Note, Problem, Remark
 from lora_sidecar.cli.inject.servers.adapters import Declared, declared
 from lora_sidecar.cli.inject.servers.flags import Flags, flags_of, is_known
@@ -25,10 +24,11 @@ from lora_sidecar.cli.inject.servers.launch import UNKNOWN, Command, commands, e
 RUNTIME_UPDATING: Final = "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
 ENABLE_LORA: Final = "--enable-lora"
 LAUNCHES: Final = re.compile(
-    r"-m(?:\s|\\\r?\n)+(?:vllm\.entrypoints\.openai\.api_server|sglang\.launch_server)\b(?![.\w])"
-    r"|(?<![\w.-])(?:vllm|vllm-rs|sglang)(?:\s|\\\r?\n)+serve\b(?:(?:[ \t]|\\\r?\n)+[^\s\\;&|-][^\s\\;&|]*)?"
+    r"-m(?:\s|\\\r?\n)+(?:vllm\.entrypoints\.openai\.api_server|sglang\.launch_server)(?![\w.])"
+    r"|(?<![\w.-])(?:vllm|vllm-rs|sglang)(?:\s|\\\r?\n)+serve(?![\w.-])"
+    r"""(?:(?:[ \t]|\\\r?\n)+(?:"[^"\n\\]*"|'[^'\n\\]*'|[^\s\\;&|"'-][^\s\\;&|"']*)(?=[\s;&|]|\Z))?"""
 )
-"""Where in a shell text a server's flags may begin."""
+"""Where in a shell's text a server's flags may begin: behind the command, and behind the model if one follows."""
 
 _VLLM_IMAGE: Final = re.compile(
     r"vllm(-(openai|cpu|rocm|xpu|tpu|hpu|gaudi|ascend|neuron)([-.].*)?)?|llm-d-inference-sim"
@@ -123,18 +123,34 @@ def examine(container: Map[str, Value], *, chosen: bool, one_of_a_group: bool) -
     return Found(tuple(servers.values()), lacks_updating, lacks_lora, tuple(dict.fromkeys(remarks)))
 
 
-def may_enable_lora(container: Map[str, Value]) -> Problem | None:
-    """Return why `--enable-lora` alone would keep a server from starting, or None."""
+def cannot_enable_lora(container: Map[str, Value], found: Found) -> Problem | None:
+    """Return why a server that was found without `--enable-lora` cannot be given it, or None."""
     for launch in _launches(container, chosen=True):
         # SGLang takes rank and modules from the adapters that it starts with, and has to be told where there are none.
-        if launch.engine is Engine.SGLANG and not (
-            launch.flags.has("--max-lora-rank") and launch.flags.has("--lora-target-modules")
-        ):
-            reason = (
-                "SGLang does not start with --enable-lora unless it has --max-lora-rank and --lora-target-modules too"
-            )
+        told = launch.flags.has("--max-lora-rank") and launch.flags.has("--lora-target-modules")
+        if launch.engine is Engine.SGLANG and not told:
+            reason = "SGLang starts with --enable-lora only if it has --max-lora-rank and --lora-target-modules too"
             return Problem(launch.place, reason, "add all three by hand")
+    changed = dict(container)
+    for key, *index in found.lacks_lora:
+        listed = container.get(str(key))
+        words = list(listed) if isinstance(listed, list) else []
+        if index:
+            words = [
+                with_lora(word) if isinstance(word, str) and [at] == index else word for at, word in enumerate(words)
+            ]
+        else:
+            words.append(ENABLE_LORA)
+        changed[str(key)] = words
+    after = examine(changed, chosen=True, one_of_a_group=True)
+    if after is None or after.lacks_lora or after.servers != found.servers:
+        return Problem(found.lacks_lora[0], f"cannot be given {ENABLE_LORA} where it is", "put it there by hand")
     return None
+
+
+def with_lora(script: str) -> str:
+    """Return a shell's text in which each server is given `--enable-lora`."""
+    return LAUNCHES.sub(lambda found: f"{found[0]} {ENABLE_LORA}", script)
 
 
 def _launches(container: Map[str, Value], *, chosen: bool) -> list[_Launch]:

@@ -10,8 +10,7 @@ from collections.abc import Mapping as Map
 
 from msgspec import Struct
 
-from lora_sidecar.cli.inject.manifests.documents import entries, mapping, text
-from lora_sidecar.cli.inject.manifests.tree import Path, Value
+from lora_sidecar.cli.inject.manifests.value import Path, Value, entries, mapping, text
 from lora_sidecar.cli.inject.remarks import Problem, Remark
 from lora_sidecar.cli.inject.servers.launch import UNKNOWN, marked
 

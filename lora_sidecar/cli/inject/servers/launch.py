@@ -14,8 +14,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from lora_sidecar.cli.inject.manifests.documents import entries, text
-from lora_sidecar.cli.inject.manifests.tree import Path, Value
+from lora_sidecar.cli.inject.manifests.value import Path, Value, entries, text
 
 UNKNOWN: Final = "\0"
 """Stands in a word for what is not in the manifest."""
@@ -87,7 +86,7 @@ def _script(words: list[str]) -> int | None:
             for option in range(index + 1, len(words) - 1):
                 if re.fullmatch(r"-[A-Za-z]*c", words[option]):
                     return option + 1
-                if not words[option].startswith(("-", "+")) and words[option - 1] not in {"-o", "+o"}:
+                if not words[option].startswith(("-", "+")) and not re.fullmatch("[-+][A-Za-z]*o", words[option - 1]):
                     break
     return None
 
