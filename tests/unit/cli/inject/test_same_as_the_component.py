@@ -22,7 +22,7 @@ def component() -> dict[str, Any]:
 
 @pytest.mark.parametrize("native", [True, False], ids=["native", "plain"])
 def test_the_container_and_its_volumes(native: bool) -> None:
-    """Inject adds the same container and the same volumes as the component, but for the names of image and ConfigMap."""
+    """What is added is what the component adds, but for the names of the image and of the ConfigMap."""
     text = done(deployment("image: vllm/vllm-openai\nargs: [--enable-lora]"), native=native)
 
     (spec,) = pods(text)
