@@ -6,6 +6,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Iterator
+from itertools import pairwise
 from urllib.parse import urlsplit
 
 import pytest
@@ -51,6 +52,9 @@ def test_a_command(document: str, command: str) -> None:
                 own, *rest = arguments[arguments.index("--") + 1 :]
                 assert own == "lora-sidecar"
                 _accepted(rest)
+        case "helm":
+            assert arguments[arguments.index("--post-renderer") + 1] == "lora-sidecar"
+            _accepted([after for before, after in pairwise(arguments) if before == "--post-renderer-args"])
         case "curl":
             (url,) = [argument for argument in arguments if re.fullmatch(r"(http://)?[\w.]+:\d+/[\w./?=&]*", argument)]
             assert urlsplit(url if "://" in url else f"http://{url}").path in _paths()
