@@ -43,10 +43,8 @@ class Converted(Struct, frozen=True):
     problems: tuple[str, ...]
 
 
-def add_parser(commands: argparse._SubParsersAction[_Parser]) -> None:
-    """Add `config convert` to the commands."""
-    parser = commands.add_parser("config", help="turn the config of another tool into one of ours")
-    actions = parser.add_subparsers(dest="action", required=True, parser_class=type(parser))
+def add_parser(actions: argparse._SubParsersAction[_Parser]) -> None:
+    """Add `convert` to the actions of `config`."""
     action = actions.add_parser(
         "convert",
         help="print the config that does what a lora-syncer ConfigMap asks for",

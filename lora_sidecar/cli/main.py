@@ -1,11 +1,12 @@
-"""The command line: to run, to check a config, to ask a running sidecar, to look at a checkpoint.
+"""The command line: to run, to check a config, to ask a running sidecar, to look at a checkpoint, to edit manifests.
 
 The trap guarded against is a check that disturbs what it checks: `check` and `checkpoint` take no lock and no port and
 load nothing, and the daemon is imported only to be run.
 
 Exit codes: 0 done, or stopped by a signal; 1 refused by the sidecar or the server, or not alive; 64 usage; 65 a
-checkpoint that does not verify; 69 no sidecar answers, or `check` found something to mend; 70 a bug; 75 the lock is
-held; 77 the token is missing or wrong; 78 bad config.
+checkpoint that does not verify, or a manifest that is refused; 66 nothing to read; 69 no sidecar answers, `check` found
+something to mend, or an extra is not installed; 70 a bug; 73 a manifest cannot be written; 75 the lock is held; 77 the
+token is missing or wrong; 78 bad config.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from types import FrameType
 from typing import Final, NoReturn
 
 from lora_sidecar import __version__
+from lora_sidecar.cli import convert, inject
 from lora_sidecar.config.load import parse, read
 from lora_sidecar.config.process import OpsConfig
 from lora_sidecar.config.reference import example, json_schema
@@ -59,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _checkpoint(options.action, options.file)
         case "healthcheck":
             return _healthcheck(options.config)
+        case "inject":
+            return inject.run(options)
         case _:
             raise AssertionError(options.command)
 
@@ -77,6 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     config = commands.add_parser("config", help="write a config")
     writing = config.add_subparsers(dest="action", required=True, parser_class=_Parser)
     writing.add_parser("example", help="print every key with its default and its meaning")
+    convert.add_parser(writing)
+    inject.add_parser(commands)
     checkpoint = commands.add_parser("checkpoint", help="look at a checkpoint file")
     checkpoint.add_argument("action", choices=["show", "verify"])
     checkpoint.add_argument("file", help="the checkpoint's path")
@@ -144,10 +150,8 @@ def _ask(options: argparse.Namespace) -> int:
 
 
 def _run(path: str) -> int:
-    try:
-        config = parse(read(path), path)
-    except ConfigError as error:
-        _print_problems(error)
+    config = _parsed(path)
+    if config is None:
         return BAD_CONFIG
     for number in (signal.SIGTERM, signal.SIGINT):
         # As the first process of a container it would not hear of them before the daemon listens.
@@ -168,10 +172,8 @@ def _leave(_: int, __: FrameType | None) -> None:
 
 
 def _check(path: str, *, config_only: bool) -> int:
-    try:
-        config = parse(read(path), path)
-    except ConfigError as error:
-        _print_problems(error)
+    config = _parsed(path)
+    if config is None:
         return BAD_CONFIG
     for server in config.servers:
         print(f"{path}: guards {server.name} at {server.url}")
@@ -191,6 +193,20 @@ def _check(path: str, *, config_only: bool) -> int:
     return NOT_READY if problems else 0
 
 
+def _parsed(path: str) -> Config | None:
+    """Return the config of a file, or None with its problems told."""
+    data = b""
+    try:
+        data = read(path)
+        return parse(data, path)
+    except ConfigError as error:
+        _print_problems(error)
+        advice = convert.advice(data, path)
+        if advice is not None:
+            print(f"{path}: {advice}", file=sys.stderr)
+        return None
+
+
 def _print_problems(error: ConfigError) -> None:
     for problem in error.problems:
         print(f"{error.source}: {problem}", file=sys.stderr)
@@ -206,6 +222,8 @@ def _config(options: argparse.Namespace) -> int:
         case "example":
             print(example(), end="")
             return 0
+        case "convert":
+            return convert.run(options)
         case _:
             raise AssertionError(options.action)
 

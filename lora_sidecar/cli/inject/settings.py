@@ -149,7 +149,7 @@ def given(settings: Given, found: Sequence[tuple[Map[str, Value], Server]], rema
     host, port = _bind(config.ops.bind)
     if is_loopback(host) or not port:
         reason = f"the config's ops.bind ({config.ops.bind}) cannot be reached by the kubelet"
-        remarks.append(Problem((), reason, "probes need a port on every address, as 0.0.0.0:9400"))
+        remarks.append(Problem((), reason, "probes need a port on every address, as :9400"))
     for index, (container, server) in enumerate(found):
         match = _match(config, server)
         if match is None:

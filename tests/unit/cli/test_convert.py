@@ -47,7 +47,7 @@ def command(*arguments: str) -> int:
     """Run one command line; returns the exit code."""
     parser = argparse.ArgumentParser()
     add_parser(parser.add_subparsers())
-    return run(parser.parse_args(["config", "convert", *arguments]))
+    return run(parser.parse_args(["convert", *arguments]))
 
 
 def problems(text: str) -> str:
