@@ -177,6 +177,9 @@ class Draft:
         return merged
 
     def _expect(self, path: Path, new: Value) -> None:
+        if not path:
+            self._expected = new
+            return
         match walk(self._expected, path[:-1]), path[-1]:
             case dict() as holder, str(key):
                 holder[key] = new
