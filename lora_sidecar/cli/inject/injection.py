@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from lora_sidecar.cli.inject.manifests import edit
 from lora_sidecar.cli.inject.manifests.documents import Document, Object, Sheet, is_named, sheets
 from lora_sidecar.cli.inject.manifests.page import CannotEditError, Page
-from lora_sidecar.cli.inject.manifests.value import Path, Value, entries, mapping, text
+from lora_sidecar.cli.inject.manifests.value import Path, Value, mapping, text
 from lora_sidecar.cli.inject.outcome import Outcome, Said, Teller, not_yaml, settled
 from lora_sidecar.cli.inject.recording import Recording
 from lora_sidecar.cli.inject.remarks import Problem
@@ -49,11 +49,10 @@ class _Names:
 
     def owner(self, item: Object) -> str | None:
         """Return the object of this stream that makes and remakes another, or None."""
-        for reference in entries(mapping(item.value.get("metadata")).get("ownerReferences")):
-            kind, name = text(reference.get("kind")), text(reference.get("name"))
-            if (kind, item.namespace, name) in self._objects:
-                return f"{kind} {name}"
-        return None
+        if item.controller is None:
+            return None
+        kind, name = item.controller
+        return f"{kind} {name}" if (kind, item.namespace, name) in self._objects else None
 
     def take(self, made: Map[str, Value], owner: str) -> str | None:
         """Take a name for an object that was made; return who has it, if somebody else does."""

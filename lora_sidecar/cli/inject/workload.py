@@ -80,9 +80,7 @@ def plan(item: Object, options: Options, owner: str | None, teller: Teller) -> t
         elif owner is not None:
             teller.tell(Note((), f"is left as it is: {owner} makes it"))
         else:
-            for one in servers:
-                for remark in one.found.remarks:
-                    teller.tell(_moved(remark, one.path))
+            _remark(item, servers, options, teller)
             addition = _addition(item, path, spec, servers, options, teller)
             if addition is not None:
                 additions.append(addition)
@@ -100,11 +98,7 @@ def _servers(item: Object, path: Path, spec: Map[str, Value], options: Options, 
         if options.container is not None and name != options.container:
             continue
         place = (*path, "containers", index)
-        kserve = item.kind in _KSERVE and name == _KSERVE_SERVER
-        if kserve and not value.get("command") and options.config is None:
-            reason = "its command comes from KServe's own template, which may serve TLS"
-            teller.tell(Problem(place, reason, "write command and args out, or give --config with the url"))
-        chosen = options.container is not None or kserve
+        chosen = options.container is not None or _is_of_kserve(item, value)
         one = examine(value, chosen=chosen, one_of_a_group=item.kind in _GROUPS)
         if one is not None:
             found.append(_Container(place, value, one))
@@ -116,6 +110,24 @@ def _servers(item: Object, path: Path, spec: Map[str, Value], options: Options, 
                 Note(place, f"container {name} has a server's image and runs something else (--container {name})")
             )
     return found
+
+
+def _is_of_kserve(item: Object, container: Map[str, Value]) -> bool:
+    """Whether a container is the server of a KServe service, of which KServe's own template may say the rest."""
+    return item.kind in _KSERVE and container.get("name") == _KSERVE_SERVER
+
+
+def _remark(item: Object, servers: Sequence[_Container], options: Options, teller: Teller) -> None:
+    """Say what is to be said of servers before anything is made of them."""
+    maker = item.controller
+    if maker is not None:
+        teller.tell(Note((), f"is made by {maker[0]} {maker[1]}, which may undo what is added"))
+    for one in servers:
+        if _is_of_kserve(item, one.value) and not one.value.get("command") and options.config is None:
+            reason = "its command comes from KServe's own template, which may serve TLS"
+            teller.tell(Problem(one.path, reason, "write command and args out, or give --config with the url"))
+        for remark in one.found.remarks:
+            teller.tell(_moved(remark, one.path))
 
 
 def _check_workers(item: Object, teller: Teller) -> None:
@@ -195,7 +207,7 @@ def _check(
     for volume in entries(spec.get("volumes")):
         if volume.get("name") in ours:
             teller.tell(Problem((*path, "volumes"), f"has a volume {text(volume.get('name'))} of its own", "rename it"))
-    wanted = {str(port): "ops" for port in (settings.ops_port,)} | {str(settings.control_port): "control"}
+    wanted = {str(settings.ops_port): "ops", str(settings.control_port): "control"}
     taken = {text(port.get("containerPort")) for one in _containers(spec) for port in entries(one.get("ports"))}
     taken |= {server.url.rpartition(":")[2] for _, server in pairs if isinstance(server.url, str)}
     for port in sorted(taken & wanted.keys()):

@@ -13,7 +13,7 @@ from typing import Final
 from msgspec import Struct
 
 from lora_sidecar.cli.inject.manifests.tree import NotYamlError, Root, read
-from lora_sidecar.cli.inject.manifests.value import Path, Value, mapping, text, walk
+from lora_sidecar.cli.inject.manifests.value import Path, Value, entries, mapping, text, walk
 
 INJECTED: Final = "lora-sidecar/injected"
 """The annotation in which is recorded what was added, so that it can be taken out again."""
@@ -78,6 +78,14 @@ class Object(Struct, frozen=True):
         annotations = mapping(mapping(self.value.get("metadata")).get("annotations"))
         record = annotations.get(INJECTED)
         return record if isinstance(record, str) else None
+
+    @property
+    def controller(self) -> tuple[str, str] | None:
+        """The kind and the name of the object that makes and remakes this one, or None."""
+        for reference in entries(mapping(self.value.get("metadata")).get("ownerReferences")):
+            if text(reference.get("controller")) == "true":
+                return text(reference.get("kind")), text(reference.get("name"))
+        return None
 
     @property
     def pods(self) -> tuple[Path, ...]:

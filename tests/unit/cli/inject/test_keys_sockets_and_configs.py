@@ -10,6 +10,7 @@ from tests.unit.cli.inject.support import (
     deployment,
     done,
     given,
+    injected,
     notes,
     objects,
     of_kind,
@@ -262,6 +263,9 @@ def test_a_kserve_service_with_a_config() -> None:
     (service, config_map) = objects(done(text, config=given(PLAIN)))
 
     assert service["spec"]["template"]["initContainers"][0]["name"] == "lora-sidecar"
+    once = done(text, config=given(PLAIN))
+    assert injected(once).text == once  # also without the config
+    assert not injected(once).refused
     assert config_map["metadata"]["name"] == "a-lora-sidecar"
 
 

@@ -14,6 +14,7 @@ from tests.unit.cli.inject.support import (
     config_of,
     done,
     injected,
+    notes,
     objects,
     of_kind,
     pods,
@@ -134,6 +135,13 @@ def test_what_the_cluster_makes_by_itself() -> None:
     (replica_set,) = of_kind(outcome.text, "ReplicaSet")
     assert replica_set == of_kind(raw(path), "ReplicaSet")[0]
     assert "Deployment vllm makes it" in "".join(str(one) for one in outcome.said)
+
+
+def test_what_a_controller_makes_that_is_not_here() -> None:
+    """A pod that some other object makes is changed, with a word of who may undo it."""
+    (note,) = notes(raw(Path(__file__).parent / "manifests/kubeai-pod.yaml"))
+
+    assert note.endswith("is made by Model llama-3.1-8b, which may undo what is added")
 
 
 def test_a_list_in_json_stays_json() -> None:
