@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -12,12 +13,14 @@ from lora_sidecar.cli.inject.removal import remove
 from lora_sidecar.cli.inject.workload import Options
 from tests.support.manifests import streams
 
+# Each example reads its text some ten times; under a tracer, on a busy machine, that takes its time.
+pytestmark = pytest.mark.timeout(300)
+
 NATIVE = Options(image="example.com/lora-sidecar:1")
 PLAIN = Options(image="example.com/lora-sidecar:1", native=False)
 
-# Each example reads its text some twenty times.
 thorough = settings(
-    max_examples=30,
+    max_examples=20,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
     phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],

@@ -208,12 +208,12 @@ def _workload(draw: st.DrawFn, name: str, *, nulls: bool) -> dict[str, Any]:
 
 @st.composite
 def streams(draw: st.DrawFn, *, nulls: bool = True, explicit_nulls: bool = False, foreign: bool = True) -> str:
-    """Return a stream with one to three workloads that run vLLM, and other documents before, between and behind them.
+    """Return a stream with one or two workloads that run vLLM, and other documents before, between and behind them.
 
     `nulls`: keys with nothing behind them; `explicit_nulls`: some of them say `null`. `foreign`: the other documents.
     """
     documents: list[str] = []
-    for number in range(draw(st.integers(1, 3))):
+    for number in range(draw(st.integers(1, 2))):
         if foreign and draw(st.booleans()):
             documents.append(draw(st.sampled_from(_FOREIGN)))
         value = draw(_workload(f"w{number}", nulls=nulls))

@@ -253,6 +253,58 @@ def test_what_is_unknown_matters_less_with_a_config() -> None:
     assert yaml.safe_load(of_kind(done(text, config=given(PLAIN)), "ConfigMap")[0]["data"]["sidecar.yaml"])
 
 
+def test_a_certificate_that_a_config_names() -> None:
+    """Files that a config names for TLS and a socket are seen by the sidecar where the server's container sees them."""
+    config = (
+        "servers:\n  - name: vllm\n    url: https://127.0.0.1:8000\n"
+        "    tls: {ca_file: /tls/ca.crt}\n  - name: other\n    url: unix:///run/vllm.sock\n"
+    )
+    text = deployment(
+        f"{VLLM}\nargs: [--enable-lora]\nvolumeMounts: [{{name: tls, mountPath: /tls}}]",
+        spec="  - name: other\n    image: vllm/vllm-openai\n    args: [--enable-lora, --uds, /run/vllm.sock]\n"
+        "    volumeMounts: [{name: run, mountPath: /run}]\n"
+        "volumes: [{name: tls, emptyDir: {}}, {name: run, emptyDir: {}}]",
+    )
+
+    assert mounts(done(text, config=given(config))) == {"/tls": "tls", "/run": "run"}
+
+
+def test_two_keys_in_one_folder() -> None:
+    """Two keys of two Secrets cannot be files of one folder, which is one volume."""
+    config = f"{PLAIN}    engine: sglang\n    api_key_file: /keys/a\n    admin_api_key_file: /keys/b\n".replace(
+        "8000", "30000"
+    )
+    text = deployment(
+        "image: lmsysorg/sglang\nargs: [--enable-lora, --api-key, $(KEY), --admin-api-key, written-out]\n" + KEY
+    )
+
+    assert "two keys are to be files of /keys, which is one volume" in refusal(text, config=given(config))
+
+
+def test_a_volume_by_an_expression() -> None:
+    """A volume whose folder only the kubelet knows cannot be mounted a second time."""
+    text = deployment(
+        f"{VLLM}\nargs: [--enable-lora, --uds, /run/a]\n"
+        "volumeMounts: [{name: run, mountPath: /run, subPathExpr: $(POD)}]"
+    )
+
+    assert "/run/a lies on a volume with a subPathExpr" in refusal(text)
+
+
+def test_adapters_of_two_servers() -> None:
+    """An adapter of one server of two is declared for that one, and of two paths for one name the first is taken."""
+    container = f"{VLLM}\nargs: [--enable-lora, --lora-modules, a=/a, b=/b]"
+    flags = "--enable-lora, --port=8100, --lora-modules, a=/a, b=/x"
+    other = f"  - name: other\n    image: vllm/vllm-openai\n    args: [{flags}]"
+    text = deployment(container, spec=other)
+
+    assert config_of(done(text))["adapters"] == [
+        {"name": "a", "path": "/a"},
+        {"name": "b", "path": "/b", "servers": ["vllm"]},
+    ]
+    assert "the adapter b has two paths: /b is declared" in notes(text)[0]
+
+
 def test_a_kserve_service_with_a_config() -> None:
     """What KServe's own template runs can be guarded by a config that says where it listens."""
     text = (

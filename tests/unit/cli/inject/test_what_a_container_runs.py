@@ -336,6 +336,31 @@ def test_enable_lora_where_it_would_not_start() -> None:
     assert "--enable-lora" in done(whole, enable_lora=True)
 
 
+def test_a_socket_that_only_the_cluster_knows() -> None:
+    """A socket by a path that the manifest does not give cannot be named in a config."""
+    assert "a socket that the manifest does not name (--uds …)" in refusal(
+        deployment(f"{VLLM}\nargs: [--enable-lora, --uds, $(SOCKET)]")
+    )
+
+
+def test_the_rust_frontend() -> None:
+    """VLLM's Rust frontend has one API server, and loads only from folders that a variable names, which is said."""
+    variable = "{name: VLLM_USE_RUST_FRONTEND, value: '1'}"
+    prefixes = "{name: VLLM_RUNTIME_LORA_ALLOWED_PATH_PREFIXES, value: /adapters}"
+    container = f"{VLLM}\nargs: [--enable-lora, --api-server-count, '2']\nenv: [{variable}%s]"
+
+    (note,) = notes(deployment(container % ""))
+    assert "VLLM_RUNTIME_LORA_ALLOWED_PATH_PREFIXES names them" in note
+    assert notes(deployment(container % f", {prefixes}")) == []
+
+
+def test_data_parallelism_of_sglang() -> None:
+    """SGLang with data parallelism is guarded, and said to refuse loads."""
+    (note,) = notes(deployment("image: lmsysorg/sglang\nargs: [--enable-lora, --dp-size, '2']"))
+
+    assert "SGLang refuses to load adapters at run time with data parallelism" in note
+
+
 def test_a_leader_and_its_workers() -> None:
     """A LeaderWorkerSet without a template for its leader is refused: its workers serve no HTTP."""
     text = (

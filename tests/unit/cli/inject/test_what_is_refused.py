@@ -168,6 +168,18 @@ def test_a_sidecar_that_was_pasted_in() -> None:
     assert removed(text).refused
 
 
+def test_a_sidecar_that_cannot_be_taken_out() -> None:
+    """A list that somebody has made an alias since is not edited: nothing is taken out, and no file is half done."""
+    text = done(deployment(VLLM)).replace("      volumes:\n", "      volumes: &v\n") + "x: *v\n"
+    broken = text.replace("---\napiVersion: v1\ndata", "x: *v\n---\napiVersion: v1\ndata").removesuffix("x: *v\n")
+
+    outcome = removed(broken)
+
+    assert outcome.text == broken
+    assert any("used elsewhere too, as *v" in str(one) for one in outcome.said if one.refused)
+    assert removed("metadata: {annotations: {lora-sidecar/injected: [}\n").refused
+
+
 def test_nothing_to_do() -> None:
     """A stream without a server is passed on as it is, and that is said."""
     assert notes("kind: Service\n") == ["1: there is no container that runs vLLM or SGLang"]
