@@ -18,6 +18,7 @@ from lora_sidecar.core.events import EventName
 from lora_sidecar.files import preflight
 from lora_sidecar.files import watcher as survey
 from lora_sidecar.files.folder import warm
+from lora_sidecar.reconcile.state import Verdict
 from lora_sidecar.status.adapters import AdapterState
 from lora_sidecar.status.board import adapters_of
 from tests.fakes.folder import AdapterRefusedError, read_adapter
@@ -445,5 +446,5 @@ async def test_what_is_being_loaded_is_read_for_that_alone(
         assert {Path(path).name for path in seen} == paths.keys()
         await pod.server.restart()
         await asyncio.sleep(12)
-        assert pod.status.work.loads.restoring
+        assert pod.status.verdict is Verdict.RESTORING
         assert pod.watch.watcher.files == seen
