@@ -22,6 +22,8 @@ _LEFT_OUT = shutil.ignore_patterns(
 )  # fmt: skip
 _VERSION = f"python{sys.version_info.major}.{sys.version_info.minor}"
 _OF_THE_C_LIBRARY = ("libdl.so.2", "libpthread.so.0", "libresolv.so.2", "librt.so.1", "libutil.so.1")
+_OF_EVERY_BASE = ("libstdc++.so.6", "libgcc_s.so.1", "libm.so.6")
+"""Where there is a package manager, or a C++ program, these are there: google-re2 is linked against them."""
 _LIBRARY = re.compile(r"(?:=>\s*)?(/\S+) \(0x[0-9a-f]+\)")
 
 
@@ -40,7 +42,8 @@ def write_root(folder: Path, *, with_pip: bool) -> Path:
     libraries = _libraries([interpreter, *(stdlib / "lib-dynload").glob("*.so")])
     # Wheels are linked against parts of the C library that newer ones have taken into libc.so.6.
     beside = next(library for library in libraries if library.name.startswith("libc.so")).parent
-    libraries |= {beside / name for name in _OF_THE_C_LIBRARY if (beside / name).exists()}
+    wanted = (*_OF_THE_C_LIBRARY, *_OF_EVERY_BASE)
+    libraries |= {beside / name for name in wanted if (beside / name).exists()}
     for library in libraries:
         place = folder / str(_where(library)).lstrip("/")
         place.parent.mkdir(parents=True, exist_ok=True)
