@@ -17,6 +17,7 @@ from typing import Final
 
 from lora_sidecar import __version__
 from lora_sidecar.api.control import ControlServer
+from lora_sidecar.api.listener import AcceptErrors
 from lora_sidecar.api.metrics import Metrics
 from lora_sidecar.api.ops import OpsServer
 from lora_sidecar.checkpoint.manager import CheckpointManager
@@ -31,7 +32,7 @@ from lora_sidecar.engines.base import Engine
 from lora_sidecar.engines.detect import make
 from lora_sidecar.log import EventLog, NonBlockingWriter, configure, set_level
 from lora_sidecar.reload import Reloader
-from lora_sidecar.status.board import Board
+from lora_sidecar.status.board import Board, Snapshot
 
 STOPPED: Final = 0
 BUG: Final = 70
@@ -78,18 +79,13 @@ class _Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
+        loop.set_exception_handler(AcceptErrors())
         now = loop.time
         self._journal = EventLog(now)
         self._board = Board(tuple(server.name for server in self._config.servers), now())
         self._metrics = Metrics(server.name for server in self._config.servers)
-        self._ops = OpsServer(self._config.ops, self._board, self._metrics, now, self._liveness)
-        self._control = ControlServer(
-            self._config.control,
-            lambda: self._board.snapshot(now(), self._liveness()),
-            self._desks,
-            now,
-            self._load_deadline,
-        )
+        self._ops = OpsServer(self._config.ops, self._snapshot, self._metrics)
+        self._control = ControlServer(self._config.control, self._snapshot, self._desks, now, self._load_deadline)
         self._report(info(EventName.DAEMON_STARTED, version=__version__, pid=os.getpid(), config=self._path))
         try:
             code = await self._guarded(now)
@@ -180,6 +176,7 @@ class _Daemon:
         reloader = Reloader(self._path, self._config, self._board, self._report, self._apply)
         async with asyncio.TaskGroup() as group:
             group.create_task(reloader.run(), name="reload")
+            group.create_task(self._ops.run(), name="ops")
             group.create_task(self._control.run(), name="control")
             for watch in self._watches:
                 group.create_task(watch.run(), name="watch")
@@ -201,8 +198,8 @@ class _Daemon:
         for watch in self._watches:
             watch.reconfigure(config)
 
-    def _liveness(self) -> float:
-        return self._config.heartbeat.liveness
+    def _snapshot(self) -> Snapshot:
+        return self._board.snapshot(asyncio.get_running_loop().time(), self._config.heartbeat.liveness)
 
     def _load_deadline(self) -> float:
         return self._config.restore.timeout

@@ -49,6 +49,7 @@ def test_the_contracts_hold_as_it_is(tree: Path) -> None:
             "core.model", "import lora_sidecar.reconcile.reconcile", "Dependencies point down", id="the bottom looks up"
         ),
         pytest.param("controller", "import aiohttp", "Only the engines talk", id="another HTTP client"),
+        pytest.param("api.ops", "import lora_sidecar.api.control", "Neither port knows", id="one port uses the other"),
         pytest.param("controller", "import tests.fakes.vllm", "none of the tests' fakes", id="the demo is needed"),
     ],
 )
