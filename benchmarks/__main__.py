@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from benchmarks import cost, fleet, memory, outages, pods, saves, traffic
+from benchmarks import cost, fleet, memory, outages, pods, saves, scrapes, traffic
 from benchmarks.figures import Figures
 from tests.support.servers import Kind
 
@@ -46,6 +46,7 @@ def cases(kind: Kind) -> dict[str, Case]:
         "outage": lambda folder: outages.outage(kind, folder, (1, 10, 50, 200), 3),
         "heartbeat": lambda folder: cost.heartbeat(folder, (10, 100, 1000, 10_000), 21),
         "checkpoint": saves.checkpoint,
+        "scrape": scrapes.scrape,
         "footprint": lambda folder: cost.footprint(folder, (1, 8), 1000),
         "startup": lambda folder: cost.startup(folder, (10, 1000), 9),
         "fleet": storm,
