@@ -239,13 +239,13 @@ async def test_ipv6(new_sidecar: NewSidecar, vllm: RunningServer) -> None:
     assert loaded["ops"] == [f"[::1]:{port}"]
 
 
-async def test_both_families(new_sidecar: NewSidecar, vllm: RunningServer) -> None:
-    """By default it listens for IPv4 and IPv6: in a pod that has one of them alone, the kubelet's probes arrive."""
-    port = free_port()
-    sidecar = new_sidecar(vllm.url, ops={"bind": OpsConfig().bind.replace("9400", str(port))})
+@pytest.mark.parametrize("bind", [OpsConfig().bind.replace("9400", "0"), "0.0.0.0:0", "[::]:0"])
+async def test_every_address_is_of_both_families(new_sidecar: NewSidecar, vllm: RunningServer, bind: str) -> None:
+    """The pod's probes ask whichever address it has: IPv4 in one cluster, IPv6 in another."""
+    sidecar = new_sidecar(vllm.url, ops={"bind": bind})
     await sidecar.start()
-    await sidecar.beats()
-
+    loaded = await sidecar.event("config.loaded")
+    port = loaded["ops"][0].rpartition(":")[2]
     async with aiohttp.ClientSession() as session:
         for host in ("127.0.0.1", "[::1]"):
             async with session.get(f"http://{host}:{port}/livez") as reply:
