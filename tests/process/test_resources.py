@@ -21,6 +21,9 @@ BEATS = 30
 INTERVAL_SECONDS = 5.0
 """The default heartbeat, for which the request of CPU is meant."""
 
+_WITHOUT_RICH = "import sys; sys.modules['rich'] = None"
+"""structlog loads it wherever it is installed: beside the tools of the tests, and not in the image."""
+
 _TEMPLATE = ROOT / "config/kubernetes/parts/pod-template.yaml"
 
 
@@ -44,11 +47,11 @@ async def full(new_sidecar: NewSidecar, start_vllm: StartVllm, tmp_path: Path) -
     as_in_the_image = {"PYTHONOPTIMIZE": "2", "PYTHONPYCACHEPREFIX": str(tmp_path / "compiled")}
     as_in_the_image |= {name: "" for name in os.environ if name.startswith("COV")}
     # A process that compiles its modules itself is larger for good.
-    await sidecar.start(environment=as_in_the_image | {"PYTHONDONTWRITEBYTECODE": ""})
+    await sidecar.start(prelude=_WITHOUT_RICH, environment=as_in_the_image | {"PYTHONDONTWRITEBYTECODE": ""})
     await sidecar.event("server.up")
     await sidecar.get("/metrics")
     await sidecar.terminate()
-    await sidecar.start(environment=as_in_the_image)
+    await sidecar.start(prelude=_WITHOUT_RICH, environment=as_in_the_image)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
         api = Api(session, vllm.url)
         for number in range(ADAPTERS):
