@@ -1,7 +1,6 @@
-# Any two images with glibc, the C++ library (libstdc++) and the same Python (3.11 or newer) at `python3` will do, and only
-# the first of them needs pip. Nothing
-# runs a shell, so that the second may be one without:
-#   --build-arg BUILD_BASE=python:3.11-slim-bookworm --build-arg BASE=gcr.io/distroless/python3-debian12
+# Any two images with glibc, the C++ library (libstdc++) and the same Python (3.11 or newer) at `python3` will do, and
+# only the first of them needs pip. Nothing runs a shell, so that the second may be one without:
+#   --build-arg BUILD_BASE=IMAGE-WITH-PIP --build-arg BASE=IMAGE-WITHOUT-A-SHELL
 ARG BUILD_BASE=python:3.13-slim
 ARG BASE=${BUILD_BASE}
 
