@@ -34,6 +34,8 @@ _CHUNK: Final = 4 * 1024 * 1024
 _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _OURS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 """Errors that tell of this process, and nothing of the file."""
+_ELSEWHERE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM})
+"""Errors of a place that is not for us, and may well be for the server."""
 
 T = TypeVar("T")
 
@@ -74,9 +76,9 @@ def read_folder(path: str) -> Folder | NoFolder | Absent | Unseen:
             return NoFolder()
         return _read_folder(path)
     except FileNotFoundError as error:
-        return Absent(_why(error)) if _is_absent(path) else Unseen(_why(error))
+        return Absent(_unseen(error).why) if _is_absent(path) else _unseen(error)
     except OSError as error:
-        return Unseen(_why(error))
+        return _unseen(error)
     except MemoryError:
         return Unseen("it cannot be seen now: no memory is left")
 
@@ -107,14 +109,14 @@ def _open(folder: str, name: str, read: Callable[[int, int], T]) -> T | NotAFile
     except FileNotFoundError:
         return None if _is_absent(path) else Unseen(f"{name} is a link that leads nowhere from here")
     except OSError as error:
-        return Unseen(_why(error, name))
+        return _unseen(error, name)
     try:
         found = os.fstat(file)
         if not stat.S_ISREG(found.st_mode):
             return NotAFile(hangs=not stat.S_ISDIR(found.st_mode))
         return read(file, found.st_size)
     except OSError as error:
-        return Unseen(_why(error, name))
+        return _unseen(error, name)
     finally:
         os.close(file)
 
@@ -125,8 +127,10 @@ def read_file(path: str, most: int) -> bytes | NotAFile | Unseen | None:
     return _open(folder, name, lambda file, _: _read(file, most))
 
 
-def _why(error: OSError, name: str = "it") -> str:
-    return f"{name} cannot be seen {'now' if error.errno in _OURS else 'from here'}: {os.strerror(error.errno or 0)}"
+def _unseen(error: OSError, name: str = "it") -> Unseen:
+    now = "now" if error.errno in _OURS else "from here"
+    is_error = error.errno not in _OURS | _ELSEWHERE
+    return Unseen(f"{name} cannot be seen {now}: {os.strerror(error.errno or 0)}", is_error)
 
 
 def _is_absent(path: str) -> bool:

@@ -64,9 +64,13 @@ class Finding(Struct, frozen=True):
 
 
 class Unseen(Struct, frozen=True):
-    """Something that cannot be seen from here, and why: nothing is known of it, and nothing follows from that."""
+    """Something that cannot be seen from here, and why: nothing is known of it, and nothing follows from that.
+
+    `is_error` is whether it may be there for us and could not be read now, so that the engine may fail to read it, too.
+    """
 
     why: str
+    is_error: bool = False
 
 
 class NotAFile(Struct, frozen=True):

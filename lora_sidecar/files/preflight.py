@@ -161,7 +161,10 @@ class Preflight:
         return replace(found, findings=tuple(findings)) if refuted else found
 
     async def absence(self, adapter: Adapter) -> Failure | None:
-        """Why it must not be expected to load, None where it is there or its place cannot be seen from here."""
+        """Why it must not be expected to load, None where it is there or its place is not for us to see.
+
+        For who would unload another for it: that is not to be done for files that are not there, or answer with errors.
+        """
         path = adapter.path
         try:
             found = await self._readers.run(path, partial(read_folder, path), self._config.timeout)
@@ -169,6 +172,9 @@ class Preflight:
             return None
         except TimeoutError as error:
             return Failure(FailureKind.FILES, f"{printable(path)} cannot be read: {error}")
+        parts = (found.config, found.weights) if isinstance(found, Folder) else (found,)
+        if why := next((one.why for one in parts if isinstance(one, Unseen) and one.is_error), ""):
+            return Failure(FailureKind.FILES, f"{printable(path)} cannot be read: {why}")
         if isinstance(found, Absent) or (isinstance(found, Folder) and found.config is None):
             return Failure(FailureKind.FILES, f"there is no {CONFIG} in {printable(path)}")
         return None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from lora_sidecar.reconcile.state import Verdict
 from tests.fakes.vllm import FakeConfig, canned
 from tests.simulation.conftest import LOAD, Pod, PodMaker
 from tests.support.adapters import SMALL, write_adapter
+from tests.support.disk_errors import failing
 
 pytestmark = pytest.mark.looptime
 
@@ -83,6 +85,20 @@ async def test_a_new_path_that_fails_its_preflight_costs_nothing(make_pod: PodMa
         assert condition.type is ConditionType.ADAPTER_PATH_DIFFERS
         assert "preflight" in condition.message
         (new / "adapter_model.safetensors").write_bytes(weights)
+        await pod.until(lambda: pod.server.adapters.get("sql") == str(new), 70)
+        assert mutations(pod)[before:] == ["unload sql", f"load {new}"]
+
+
+async def test_a_new_path_that_answers_with_an_error_costs_nothing(make_pod: PodMaker, tmp_path: Path) -> None:
+    """Nothing is unloaded for files that nobody can read; once they can be read it is replaced."""
+    new = write_adapter(tmp_path / "new", **SMALL)
+    async with make_pod(OLD) as pod:
+        await steady(pod)
+        before = len(mutations(pod))
+        with failing(new, errno.EIO):
+            pod.reconfigure(OLD.replace("/adapters/old", str(new)))
+            await asyncio.sleep(100)
+            assert mutations(pod)[before:] == []
         await pod.until(lambda: pod.server.adapters.get("sql") == str(new), 70)
         assert mutations(pod)[before:] == ["unload sql", f"load {new}"]
 

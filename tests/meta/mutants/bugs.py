@@ -218,8 +218,8 @@ BUGS: Final[dict[str, Bug]] = {
         (
             Edit(
                 "lora_sidecar.files.folder",
-                "    except OSError as error:\n        return Unseen(_why(error))\n",
-                "    except OSError as error:\n        return Absent(_why(error))\n",
+                "    except OSError as error:\n        return _unseen(error)\n",
+                "    except OSError as error:\n        return Absent(_unseen(error).why)\n",
             ),
         ),
         _FILES + "test_a_folder_that_answers_with_an_error_unloads_nothing",

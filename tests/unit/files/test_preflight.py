@@ -236,7 +236,7 @@ async def test_what_is_not_there_is_passed_on(tmp_path: Path) -> None:
 
 
 async def test_what_speaks_against_an_adapter_that_is_to_replace_another(tmp_path: Path) -> None:
-    """That it is not there; what cannot be seen from here speaks neither for it nor against it."""
+    """That it is not there, or answers with errors; a place that is not for us to see says nothing."""
     checks = Preflight("vllm", config())
     there = write_adapter(tmp_path / "there", layers=1)
     assert await checks.absence(at(there)) is None
@@ -244,6 +244,10 @@ async def test_what_speaks_against_an_adapter_that_is_to_replace_another(tmp_pat
     absent = await checks.absence(at(tmp_path / "a"))
     assert absent is not None
     assert absent.message == f"there is no {CONFIG} in {tmp_path / 'a'}"
+    for number, speaks in ((errno.EIO, True), (errno.ESTALE, True), (errno.EACCES, False), (errno.EMFILE, False)):
+        for where in (there, there / CONFIG, there / WEIGHTS):
+            with failing(where, number):
+                assert (await checks.absence(at(there)) is not None) is speaks
     (there / CONFIG).unlink()
     assert await checks.absence(at(there)) is not None
 
