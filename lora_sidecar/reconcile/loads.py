@@ -26,6 +26,9 @@ from lora_sidecar.reconcile.beat import Beat, ListingBeat
 _ASLEEP_PAUSE = 1.0
 """Seconds between two heartbeats while loads wait for an engine that sleeps."""
 
+_SEEN = frozenset({Sight.PRESENT, Sight.UNREADABLE})
+"""What a look must have found for its bytes to be others than those that failed: half a copy is other bytes, too."""
+
 _NOT_LISTED = Failure(FailureKind.NOT_LISTED, "the server accepted the load and does not list the adapter")
 
 
@@ -199,7 +202,7 @@ def _tell_success(name: str, attempt: Attempt, beat: ListingBeat) -> None:
 def _sooner_where_files_changed(name: str, attempt: Attempt, beat: ListingBeat) -> Attempt:
     adapter = beat.desired.adapters.get(name)
     look = beat.files.get(adapter.path) if adapter is not None else None
-    if look is None or look.sight is not Sight.PRESENT or look.fingerprint == attempt.looked.files:
+    if look is None or look.sight not in _SEEN or look.fingerprint == attempt.looked.files:
         return attempt
     return attempt.shorten(beat.policy.backoff)
 
