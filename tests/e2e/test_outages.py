@@ -83,7 +83,7 @@ async def test_the_server_is_stopped_and_started(
 ) -> None:
     """After SIGTERM the good adapters are back; the bad ones hold up nobody and their reasons are in the log."""
     sidecar, said = await guarded(new_sidecar, vllm, api, adapters)
-    bad = {"missing": "No adapter found", "truncated": "deserializing header", "rank_64": "max_lora_rank"}
+    bad = {"missing": "No adapter found", "truncated": "and its header", "rank_64": "max_lora_rank"}
     config: list[dict[str, Any]] = [{"name": "declared", "path": str(adapters[0]), "required": True}]
     config += [{"name": name, "path": str(broken[name]), "priority": 100} for name in bad]
     sidecar.declare(config)
