@@ -27,11 +27,12 @@ class SlowStart(Struct, frozen=True):
     """How many adapters may be sent at once, and which ones are.
 
     `batch` is None while nothing speaks for caution: everything goes at once. `names` are the adapters of the newest
-    batch.
+    batch, `chosen_at` is when it was chosen.
     """
 
     batch: int | None = None
     names: frozenset[str] = frozenset()
+    chosen_at: float = float("-inf")
 
     @property
     def is_slow(self) -> bool:
@@ -61,7 +62,7 @@ def decide(state: SlowStart, ordered: Sequence[Adapter], beat: ListingBeat) -> t
     innocent = [adapter for adapter in ordered if adapter.name not in beat.alone]
     if innocent and state.batch is None:
         return state, tuple(innocent)
-    under_way = tuple(adapter for adapter in ordered if adapter.name in state.names)
+    under_way = tuple(adapter for adapter in ordered if _is_untried(adapter.name, state, beat))
     if under_way:
         return state, under_way
     if not beat.missing:
@@ -73,10 +74,15 @@ def decide(state: SlowStart, ordered: Sequence[Adapter], beat: ListingBeat) -> t
         beat.wake(max(confirmed_from, beat.now))
         return state, ()
     if not innocent:
-        return SlowStart(state.batch, frozenset({ordered[0].name})), (ordered[0],)
+        return SlowStart(state.batch, frozenset({ordered[0].name}), beat.at), (ordered[0],)
     size = 1 if not state.names or state.batch is None else 2 * state.batch
     chosen = tuple(innocent[:size])
-    return SlowStart(size, frozenset(adapter.name for adapter in chosen)), chosen
+    return SlowStart(size, frozenset(adapter.name for adapter in chosen), beat.at), chosen
+
+
+def _is_untried(name: str, state: SlowStart, beat: ListingBeat) -> bool:
+    """Whether an adapter of the newest batch has yet to be sent: one that failed meanwhile waits for its next turn."""
+    return name in state.names and beat.attempts.get(name, UNTRIED).ended_at < state.chosen_at
 
 
 def _is_open(state: SlowStart, beat: ListingBeat) -> bool:

@@ -7,10 +7,11 @@ import math
 import pytest
 from msgspec.structs import replace
 
+from lora_sidecar.config.settings import BackoffConfig
 from lora_sidecar.core.model import Suspect
 from lora_sidecar.core.outcomes import FailureKind
 from lora_sidecar.reconcile.slow_start import HELD, PAUSE
-from tests.support.core import World, adapter, declared, desired, failure
+from tests.support.core import World, adapter, declared, desired, failure, rules
 
 NAMES = [f"a{number:03}" for number in range(200)]
 BROKEN_OFF = failure(FailureKind.AMBIGUOUS, "reset")
@@ -129,3 +130,20 @@ def test_no_innocent_waits_for_a_suspect() -> None:
     world.see()
 
     assert world.restores == ["a"]
+
+
+def test_an_adapter_that_fails_again_and_again_keeps_nobody_away() -> None:
+    """Also where it is due again before the listing that lets the next batch go."""
+    quick = rules(backoff=BackoffConfig(initial=0.1, max=0.1))
+    world = World(desired(*map(adapter, "ab")), quick)
+    world.see("a", "b")
+    world.in_flight = (adapter("gone"),)
+    world.desired = replace(world.desired, suspects={"gone": Suspect("/gone", accused=True)})
+    world.see(start_time=200.0, after=0.1)
+    world.in_flight = ()
+    assert world.restores == ["a"]
+    world.ended("a", failure(), late=0.1)
+    world.see(start_time=200.0, after=0.2)
+    world.see(start_time=200.0, after=PAUSE)
+
+    assert world.restores == ["a", "b"]
