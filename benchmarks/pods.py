@@ -16,9 +16,9 @@ from typing import Any
 import aiohttp
 
 from tests.support.adapters import write_adapter
-from tests.support.servers import Kind, RunningServer, ServerSpec, real_python
+from tests.support.servers import Kind, RunningServer, ServerSpec
 from tests.support.sidecar import Line, Sidecar, settings
-from tests.support.tiny_model import ensure_tiny_model
+from tests.support.tiny_model import write_tiny_model
 
 LOAD_DELAY = "0.005"
 """Seconds that a load takes in the fake: as long as one of 73 kB in a real vLLM 0.32.0 on this kind of machine."""
@@ -29,9 +29,8 @@ AS_IN_PRODUCTION = "import sys; sys.modules['rich'] = None"
 
 def spec(kind: Kind, folder: Path, *, delay: str = LOAD_DELAY, port: int = 0, model: Path | None = None) -> ServerSpec:
     """How the server of a benchmark is started; its model is made where it is absent."""
-    python = real_python()
     if model is None:
-        model = ensure_tiny_model(python, folder / "tiny") if kind is Kind.REAL and python else folder
+        model = write_tiny_model(folder / "tiny") if kind is Kind.REAL else folder
     flags = ("--no-check-files", "--load-delay", delay)
     return ServerSpec(
         kind=kind, model=model, port=port, max_cpu_loras=256, max_lora_rank=64, fake_flags=flags, ready_within=240.0

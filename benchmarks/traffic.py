@@ -15,8 +15,8 @@ from benchmarks import pods
 from benchmarks.figures import Figures, median
 from benchmarks.outages import RESTORED, restored
 from tests.support.adapters import WEIGHTS, Size, write_adapter
-from tests.support.servers import Kind, RunningServer, real_python
-from tests.support.tiny_model import make_tiny_model
+from tests.support.servers import Kind, RunningServer
+from tests.support.tiny_model import write_tiny_model
 
 SIZES: tuple[tuple[str, int, Size], ...] = (
     ("73 kB", 200, {"rank": 8, "hidden": 128, "layers": 2}),
@@ -144,20 +144,9 @@ def _adapters(folder: Path, count: int, shape: Size) -> dict[str, str]:
 
 
 def _model(kind: Kind, folder: Path, shape: Size) -> Path:
-    python = real_python()
-    if kind is Kind.FAKE or python is None:
+    if kind is Kind.FAKE:
         return folder
-    return make_with(python, folder / "model", hidden=shape["hidden"], layers=shape["layers"])
-
-
-def make_with(python: Path, folder: Path, *, hidden: int, layers: int) -> Path:
-    """Have vLLM's interpreter make a model of that shape."""
-    import subprocess  # noqa: PLC0415 - for a real server alone
-
-    source = Path(sys.modules[make_tiny_model.__module__].__file__ or "").parent
-    program = f"from pathlib import Path; from tiny_model import make_tiny_model as make; make(Path({str(folder)!r}), "
-    subprocess.run([python, "-c", f"{program}{hidden}, {layers})"], cwd=source, check=True, timeout=180, stdout=-3)
-    return folder
+    return write_tiny_model(folder / "model", hidden=shape["hidden"], layers=shape["layers"])
 
 
 @asynccontextmanager

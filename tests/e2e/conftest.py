@@ -19,7 +19,7 @@ from tests.support.adapters import write_adapter, write_broken_adapters
 from tests.support.http_client import Api
 from tests.support.servers import Kind, RunningServer, ServerSpec, real_python
 from tests.support.sidecar import Line, Sidecar, settings
-from tests.support.tiny_model import ensure_tiny_model
+from tests.support.tiny_model import write_tiny_model
 
 NewSidecar = Callable[..., Sidecar]
 
@@ -74,9 +74,8 @@ def told(line: Line) -> str:
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model's folder."""
-    python = real_python()
-    assert python is not None, "LORA_SIDECAR_VLLM_PYTHON names no interpreter: run these with `make test-vllm`"
-    return ensure_tiny_model(python, tmp_path_factory.mktemp("model") / "tiny")
+    assert real_python() is not None, "LORA_SIDECAR_VLLM_PYTHON names no interpreter: run these with `make test-vllm`"
+    return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture(scope="session")

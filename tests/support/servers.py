@@ -18,6 +18,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import suppress
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 from random import SystemRandom
 from typing import Self
@@ -44,9 +45,13 @@ def real_python() -> Path | None:
     return Path(given) if given else None
 
 
-def available_kinds() -> tuple[Kind, ...]:
-    """The fake always, and the real server where its environment was given."""
-    return (Kind.FAKE, Kind.REAL) if real_python() else (Kind.FAKE,)
+@cache
+def real_version() -> str | None:
+    """The version of vLLM in the environment that the tests were given, or None without one."""
+    if (python := real_python()) is None:
+        return None
+    ask = "from importlib.metadata import version; print(version('vllm').partition('+')[0])"
+    return subprocess.run([python, "-c", ask], check=True, capture_output=True, text=True).stdout.strip()
 
 
 def free_port() -> int:
@@ -61,7 +66,7 @@ def free_port() -> int:
 class ServerSpec(Struct, frozen=True, kw_only=True):
     """How a server is started. `flags` are for either kind; `fake_flags` are left out for a real one.
 
-    `port` 0 takes a free one. `ready_within` is in seconds; None is 20 for the fake and 180 for the real server.
+    `port` 0 takes a free one. `ready_within` is in seconds; None is 20 for the fake and 600 for the real server.
     """
 
     kind: Kind
@@ -123,6 +128,11 @@ class ServerSpec(Struct, frozen=True, kw_only=True):
                 "VLLM_HOST_IP": "127.0.0.1",
                 "GLOO_SOCKET_IFNAME": "lo",
                 "VLLM_CPU_KVCACHE_SPACE": "1",
+                # Left alone, each of several servers would bind itself to the first core. 0.20.2 dies of "nobind".
+                "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, sorted(os.sched_getaffinity(0)))),
+                "OMP_NUM_THREADS": "1",
+                # Nothing is compiled: a start would take a minute longer, to be fast at what no test measures.
+                "TORCHDYNAMO_DISABLE": "1",
                 "VLLM_SERVER_DEV_MODE": "1" if self.dev_mode else "0",
             }
             if self.runtime_lora:
@@ -197,7 +207,7 @@ class RunningServer:
 
     async def until_ready(self) -> None:
         """Wait until the server answers. Raises `ServerFailedError` when it ended or the time is up."""
-        limit = self.spec.ready_within or (20.0 if self.spec.kind is Kind.FAKE else 180.0)
+        limit = self.spec.ready_within or (20.0 if self.spec.kind is Kind.FAKE else 600.0)
         try:
             async with asyncio.timeout(limit):
                 while not await self.answers():
