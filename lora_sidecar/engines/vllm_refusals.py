@@ -118,6 +118,7 @@ _FRAGMENTS: tuple[tuple[FailureKind, tuple[str, ...]], ...] = (
         (
             "max_lora_rank",
             "must be a positive integer",
+            "division by zero",
             "unsupported lora weight",
             "but received [",
             "support dora",

@@ -1,4 +1,4 @@
-"""Reads an adapter folder as vLLM 0.32 does, and refuses it with vLLM's very words.
+"""Reads an adapter folder as vLLM does, and refuses it with vLLM's very words.
 
 The trap guarded against is a fake that accepts what a real server refuses: the order of the checks and the text of
 each refusal follow vLLM's own reading, down to the exceptions that Python itself raises for it. The rules are those of
@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lora_sidecar.files.peft import CONFIG, PICKLES, SAFETENSORS, bad_rank, missing_fields, rank_refused, unsupported
 from lora_sidecar.files.safetensors import HEADER_LENGTH_BYTES, module_of, tensors_of
+from tests.fakes.dialect import Dialect
 
 EXPECTED_MODULES = frozenset(
     {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed_tokens", "lm_head"}
@@ -26,13 +26,7 @@ class AdapterRefusedError(Exception):
     """The folder is not an adapter that this server can load; `str()` of it is what vLLM's worker would say."""
 
 
-def sanitized(message: str) -> str:
-    """`message` with paths hidden as vLLM hides them: by folder names that it knows, and by file extensions."""
-    message = re.sub(r"/(?:home|usr|opt|var|tmp|root|lib|mnt|srv)(?:/[\w.\-]+)+", "<path>", message)
-    return re.sub(r"(?:/[\w\-]+)+/[\w\-]+\.\w+", "<path>", message).strip()
-
-
-def read_adapter(path: str, *, max_rank: int) -> None:
+def read_adapter(path: str, *, max_rank: int, dialect: Dialect) -> None:
     """Read the adapter at `path` as vLLM would; blocks on the disk.
 
     Raises `FileNotFoundError` where vLLM answers that no adapter was found, and `AdapterRefusedError` for the rest.
@@ -40,11 +34,11 @@ def read_adapter(path: str, *, max_rank: int) -> None:
     folder = Path(path).expanduser() if path.startswith("~") else Path(path)
     try:
         config = _read_config(folder)
-        _check_config(config, max_rank)
-        _check_weights(path, folder, config)
+        _check_config(config, max_rank, dialect)
+        _check_weights(path, folder, config, dialect)
     except (FileNotFoundError, AdapterRefusedError):
         raise
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, ArithmeticError, RecursionError) as error:
         raise AdapterRefusedError(str(error)) from error
 
 
@@ -58,8 +52,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _check_config(config: Mapping[str, Any], max_rank: int) -> None:
-    if bad := bad_rank(config):
+def _check_config(config: Mapping[str, Any], max_rank: int, dialect: Dialect) -> None:
+    if dialect.checks_rank and (bad := bad_rank(config)):
         raise AdapterRefusedError(bad)
     _scaling(config)
     refusals = [text for text, _ in unsupported(config)]
@@ -67,7 +61,7 @@ def _check_config(config: Mapping[str, Any], max_rank: int) -> None:
     if highest > max_rank:
         refusals.append(rank_refused(highest, max_rank))
     if config.get("bias", "none") != "none":
-        refusals.append("Adapter bias is not supported.")
+        refusals.append(dialect.bias_refused)
     if refusals:
         raise AdapterRefusedError(" ".join(refusals))
 
@@ -77,7 +71,7 @@ def _scaling(config: Mapping[str, Any]) -> float:
     return float(config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank))
 
 
-def _check_weights(path: str, folder: Path, config: Mapping[str, Any]) -> None:
+def _check_weights(path: str, folder: Path, config: Mapping[str, Any], dialect: Dialect) -> None:
     weights = folder / SAFETENSORS
     if not weights.is_file():
         if any((folder / name).is_file() for name in PICKLES):
@@ -91,8 +85,9 @@ def _check_weights(path: str, folder: Path, config: Mapping[str, Any]) -> None:
     modules = {name: _module_of(name) for name in names if "base_layer" not in name}
     unexpected = [module for module in modules.values() if module.rsplit(".", 1)[-1] not in allowed]
     if unexpected:
+        expected = dialect.members(EXPECTED_MODULES)
         raise AdapterRefusedError(
-            f"While loading {path}, expected target modules in {set(EXPECTED_MODULES)} but received {unexpected}."
+            f"While loading {path}, expected target modules in {expected} but received {unexpected}."
             " Please verify that the loaded LoRA module is correct"
         )
     whole = {module for name, module in modules.items() if "lora_B" in name}

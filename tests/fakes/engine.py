@@ -13,14 +13,11 @@ from collections.abc import Awaitable
 from typing import TypeVar
 
 from tests.fakes.adapters import AdapterRefusedError, read_adapter
+from tests.fakes.dialect import Dialect
 
 T = TypeVar("T")
 
 DEAD = "EngineCore encountered an issue. See stack trace (above) for the root cause."
-_FRAME = (
-    "Call to add_lora method failed: Worker failed with error '{}',"
-    " please check the stack trace above for the root cause"
-)
 
 
 class EngineDeadError(Exception):
@@ -40,7 +37,16 @@ class FakeEngine:
     answered any more. The engine dies of loading a path in `deadly`.
     """
 
-    def __init__(self, *, max_rank: int, max_cpu_loras: int, enable_lora: bool, gpu: bool, check_files: bool) -> None:
+    def __init__(
+        self,
+        *,
+        max_rank: int,
+        max_cpu_loras: int,
+        enable_lora: bool,
+        gpu: bool,
+        check_files: bool,
+        dialect: Dialect,
+    ) -> None:
         self.asleep: int | None = None
         self.load_delay = 0.0
         self.deadly: frozenset[str] = frozenset()
@@ -52,6 +58,7 @@ class FakeEngine:
         self._enable_lora = enable_lora
         self._gpu = gpu
         self._check_files = check_files
+        self._dialect = dialect
         self._turn = asyncio.Lock()
         self._death = asyncio.Event()
         self.requests = 0
@@ -120,7 +127,7 @@ class FakeEngine:
         async with self._turn:
             await self._running.wait()
             if not self._enable_lora:
-                raise LoadFailedError(_FRAME.format("LoRA is not enabled. Use --enable-lora to enable LoRA."))
+                raise LoadFailedError(self._dialect.refusal("LoRA is not enabled. Use --enable-lora to enable LoRA."))
             await asyncio.sleep(self.load_delay)
             await self._running.wait()
             if path in self.deadly:
@@ -132,7 +139,7 @@ class FakeEngine:
             try:
                 await self._read(path)
             except AdapterRefusedError as refusal:
-                raise LoadFailedError(_FRAME.format(refusal)) from refusal
+                raise LoadFailedError(self._dialect.refusal(str(refusal))) from refusal
             self._touch(identity, path)
             return True
 
@@ -178,7 +185,7 @@ class FakeEngine:
 
     async def _read(self, path: str) -> None:
         if self._check_files:
-            await asyncio.to_thread(read_adapter, path, max_rank=self._max_rank)
+            await asyncio.to_thread(read_adapter, path, max_rank=self._max_rank, dialect=self._dialect)
 
     def _touch(self, identity: int, path: str) -> None:
         self._cache[identity] = path

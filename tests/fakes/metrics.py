@@ -17,6 +17,7 @@ def metrics_text(
     start_time: float,
     now: float,
     sleep_level: int | None,
+    measures_sleep: bool,
     requests: int,
     tokens: int,
     lora_requests: Sequence[str],
@@ -51,18 +52,19 @@ def metrics_text(
             [(f"{{{labels}}}", f"{tokens}.0")],
         ),
         *_family(
-            "vllm:engine_sleep_state",
-            "gauge",
-            _SLEEP_HELP,
-            [(f'{{{labels},sleep_state="{name}"}}', "1.0" if name == state else "0.0") for name in _STATES],
-        ),
-        *_family(
             "vllm:prompt_tokens_created",
             "gauge",
             "Number of prefill tokens processed.",
             [(f"{{{labels}}}", _number(now))],
         ),
     ]
+    if measures_sleep:
+        lines += _family(
+            "vllm:engine_sleep_state",
+            "gauge",
+            _SLEEP_HELP,
+            [(f'{{{labels},sleep_state="{name}"}}', "1.0" if name == state else "0.0") for name in _STATES],
+        )
     if lora_requests:
         names = ",".join(lora_requests)
         series = f'{{max_lora="{max_loras}",running_lora_adapters="{names}",waiting_lora_adapters="{names}"}}'

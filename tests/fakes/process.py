@@ -19,11 +19,12 @@ from tests.fakes.vllm import FakeConfig, FakeVllm
 
 def parser() -> argparse.ArgumentParser:
     """Describe the command line."""
-    flags = argparse.ArgumentParser(prog="fake_vllm", description="Answers as vLLM 0.32 does, without a GPU.")
+    flags = argparse.ArgumentParser(prog="fake_vllm", description="Answers as vLLM does, without a GPU.")
     switch = argparse.BooleanOptionalAction
     flags.add_argument("--host", default="127.0.0.1")
     flags.add_argument("--port", type=int, default=8000)
     flags.add_argument("--uds", help="listen on this unix socket instead")
+    flags.add_argument("--version", default=FakeConfig().version, help="answer as this version of vLLM")
     flags.add_argument("--model", default="/models/tiny")
     flags.add_argument("--served-model-name", nargs="+", default=["base"])
     flags.add_argument("--max-model-len", type=int, default=512)

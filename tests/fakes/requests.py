@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from email.message import Message
 from typing import Any
 
 from aiohttp import web
 from msgspec import Struct
 
+FLAGS = ("load_inplace", "is_3d_lora_weight")
+"""The fields of a load that are true or false."""
 _TRUE = frozenset({"1", "on", "t", "true", "y", "yes"})
 _FALSE = frozenset({"0", "off", "f", "false", "n", "no"})
 _INPUT_LIMIT = 200
@@ -106,19 +108,17 @@ def json_response(value: object, status: int = 200, headers: Mapping[str, str] |
     return response
 
 
-def error_response(status: int, kind: str, message: str, param: str | None = None) -> web.Response:
-    """Answer with vLLM's error frame."""
-    return json_response({"error": {"message": message, "type": kind, "param": param, "code": status}}, status)
+def error_response(
+    code: int, kind: str, message: str, param: str | None = None, *, status: int | None = None
+) -> web.Response:
+    """Answer with vLLM's error frame; `status` is the code where it is not another."""
+    frame = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    return json_response(frame, code if status is None else status)
 
 
 def detail_response(status: int, detail: str, headers: Mapping[str, str] | None = None) -> web.Response:
     """Answer as the framework itself does, for a route or a method that does not exist."""
     return json_response({"detail": detail}, status, headers)
-
-
-def invalid_response(error: InvalidRequestError) -> web.Response:
-    """Answer to a body that was refused."""
-    return error_response(400, "Bad Request", error.message, error.param)
 
 
 def json_body(content_type: str, body: bytes) -> object:
@@ -145,17 +145,20 @@ def json_body(content_type: str, body: bytes) -> object:
     return value
 
 
-def load_request(value: object) -> LoadRequest:
-    """The load that a JSON document asks for. Raises `InvalidRequestError`."""
+def load_request(value: object, known: Sequence[str] = FLAGS) -> LoadRequest:
+    """The load that a JSON document asks for, of a server to which these flags are known.
+
+    Raises `InvalidRequestError`.
+    """
     fields = _fields(value)
     problems = _text_problems(fields, "lora_name", "lora_path")
     flags = {}
-    for name in ("load_inplace", "is_3d_lora_weight"):
+    for name in known:
         flags[name], problem = _flag(fields, name)
         problems += problem
     if problems:
         raise _invalid(problems)
-    return LoadRequest(fields["lora_name"], fields["lora_path"], flags["load_inplace"])
+    return LoadRequest(fields["lora_name"], fields["lora_path"], flags.get("load_inplace", False))
 
 
 def unload_request(value: object) -> str:

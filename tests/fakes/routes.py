@@ -1,4 +1,4 @@
-"""The fake server's routes: what vLLM 0.32 answers on each, header by header.
+"""The fake server's routes: what vLLM answers on each, header by header, in the dialect of one version.
 
 The trap guarded against is a fake that is tidier than the server. `/health` and `/v1/models` answer while the engine
 hangs, a load's success has no content type, an api key guards only what lies under `/v1`, and `created` is new in
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from aiohttp import web
 from msgspec import Struct
 
-from tests.fakes.adapters import sanitized
+from tests.fakes.dialect import Dialect
 from tests.fakes.engine import DEAD, EngineDeadError, FakeEngine, LoadFailedError, Registry
 from tests.fakes.metrics import metrics_text
 from tests.fakes.overrides import Answer
@@ -24,7 +24,6 @@ from tests.fakes.requests import (
     completion_request,
     detail_response,
     error_response,
-    invalid_response,
     json_body,
     json_response,
     load_request,
@@ -50,7 +49,7 @@ class ServedModel(Struct, frozen=True):
     root: str
     max_model_len: int
     max_loras: int
-    version: str
+    dialect: Dialect
     api_keys: tuple[str, ...]
 
 
@@ -100,6 +99,9 @@ class Routes:
                 web.get("/is_sleeping", self._is_sleeping, allow_head=False),
                 web.post("/sleep", self._sleep),
                 web.post("/wake_up", self._wake_up),
+            ]
+        if self.model.dialect.has_pause and (dev_mode or not self.model.dialect.guards_pause):
+            routes += [
                 web.get("/is_paused", self._is_paused, allow_head=False),
                 web.post("/pause", self._pause),
                 web.post("/resume", self._resume),
@@ -129,7 +131,8 @@ class Routes:
             if not self._authorized(request):
                 return json_response({"error": "Unauthorized"}, 401)
             response = await self._route(request, handler)
-            response.headers["Vary"] = "Origin"
+            if self.model.dialect.varies:
+                response.headers["Vary"] = "Origin"
             return response
         finally:
             if task is not None:
@@ -168,9 +171,11 @@ class Routes:
                 )
             return detail_response(404, "Not Found")
         except InvalidRequestError as error:
-            return invalid_response(error)
+            param = error.param if self.model.dialect.names_fields else None
+            return error_response(400, "Bad Request", error.message, param)
         except EngineDeadError:
-            return error_response(500, "InternalServerError", DEAD)
+            status, kind = self.model.dialect.dead
+            return error_response(500, kind, DEAD, status=status)
 
     async def _health(self, request: web.Request) -> web.Response:
         del request
@@ -178,7 +183,7 @@ class Routes:
 
     async def _version(self, request: web.Request) -> web.Response:
         del request
-        return json_response({"version": self.model.version})
+        return json_response({"version": self.model.dialect.version})
 
     async def _server_load(self, request: web.Request) -> web.Response:
         del request
@@ -192,6 +197,7 @@ class Routes:
             start_time=self.start_time,
             now=self.now,
             sleep_level=self.engine.asleep,
+            measures_sleep=self.model.dialect.measures_sleep,
             requests=self.engine.requests,
             tokens=self.engine.tokens,
             lora_requests=sorted(self._lora_requests),
@@ -233,32 +239,37 @@ class Routes:
         }
 
     async def _load(self, request: web.Request) -> web.Response:
-        asked = load_request(json_body(request.headers.get("Content-Type", ""), await request.read()))
+        body = json_body(request.headers.get("Content-Type", ""), await request.read())
+        asked = load_request(body, self.model.dialect.flags)
         return await self.load(asked.lora_name, asked.lora_path, inplace=asked.load_inplace)
 
     async def load(self, name: str, path: str, *, inplace: bool = False) -> web.Response:
         """Load an adapter and list it; what vLLM would answer to that."""
+        dialect = self.model.dialect
         async with self.registry.locks[name]:
             if not name or not path:
-                return _bad_input("Both 'lora_name' and 'lora_path' must be provided.")
-            if name in self.model.names:
-                return _bad_input(f"The lora adapter '{name}' conflicts with a served base model.")
+                return self._bad_input("Both 'lora_name' and 'lora_path' must be provided.")
+            if name in self.model.names and not dialect.takes_base_names:
+                return self._bad_input(f"The lora adapter '{name}' conflicts with a served base model.")
             if name in self.registry.adapters and not inplace:
-                return _bad_input(
-                    f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in place,"
-                    " set 'load_inplace' to True."
-                )
+                return self._bad_input(f"The lora adapter '{name}' has already been loaded.{dialect.advice}")
             try:
                 await self.engine.load(path, self.registry.identity(name))
             except FileNotFoundError:
-                message = f"Loading lora {name} failed: No adapter found for {path}"
-                return error_response(404, "NotFoundError", sanitized(message))
+                return error_response(404, "NotFoundError", dialect.not_found(name, path))
             except LoadFailedError as error:
-                return error_response(500, "InternalServerError", sanitized(str(error)))
+                status, kind = dialect.load_failed
+                return error_response(status, kind, str(error))
+            except EngineDeadError:
+                status, kind = dialect.load_failed
+                return error_response(status, kind, DEAD)
             self.registry.adapters[name] = path
             while self.max_listed is not None and len(self.registry.adapters) > self.max_listed:
                 del self.registry.adapters[next(iter(self.registry.adapters))]
             return web.Response(text=f"Success: LoRA adapter '{name}' added successfully.", content_type=_NO_TYPE)
+
+    def _bad_input(self, message: str) -> web.Response:
+        return error_response(400, "InvalidUserInput", self.model.dialect.shown(message))
 
     async def _unload(self, request: web.Request) -> web.Response:
         return await self.unload(
@@ -269,9 +280,10 @@ class Routes:
         """The answer to a request to unload that adapter."""
         async with self.registry.locks[name]:
             if not name:
-                return _bad_input("'lora_name' needs to be provided to unload a LoRA adapter.")
+                return self._bad_input("'lora_name' needs to be provided to unload a LoRA adapter.")
             if name not in self.registry.adapters:
-                return error_response(404, "NotFoundError", sanitized(f"The lora adapter '{name}' cannot be found."))
+                message = f"The lora adapter '{name}' cannot be found."
+                return error_response(404, "NotFoundError", self.model.dialect.shown(message))
             del self.registry.adapters[name]
             return web.Response(text=f"Success: LoRA adapter '{name}' removed successfully.", content_type=_NO_TYPE)
 
@@ -279,8 +291,12 @@ class Routes:
         asked = completion_request(json_body(request.headers.get("Content-Type", ""), await request.read()))
         name = asked.model or self.model.names[0]
         if name not in self.registry.adapters and name not in self.model.names:
-            message = f"The model `{name}` does not exist. Valid aliases: {', '.join(self.model.names)}."
-            return error_response(404, "NotFoundError", sanitized(message), "model")
+            message = f"The model `{name}` does not exist."
+            if self.model.dialect.names_aliases:
+                message += f" Valid aliases: {', '.join(self.model.names)}."
+            return error_response(
+                404, "NotFoundError", self.model.dialect.shown(message), self.model.dialect.unknown_model_param
+            )
         if not asked.prompt:
             message = "Either prompt or prompt_embeds must be provided and non-empty. (parameter=prompt)"
             return error_response(400, "BadRequestError", message, "prompt")
@@ -293,8 +309,9 @@ class Routes:
             self.ending.set()
             raise
         weights = name if path is None or path not in self.engine.unapplied else self.model.names[0]
-        fingerprint = f"vllm-{self.model.version}-fake"
-        return json_response(asked.answer(name, weights, created=int(self.now), fingerprint=fingerprint))
+        fingerprint = f"vllm-{self.model.dialect.version}-fake"
+        answer = asked.answer(name, weights, created=int(self.now), fingerprint=fingerprint)
+        return json_response(self.model.dialect.completion(answer))
 
     async def _is_sleeping(self, request: web.Request) -> web.Response:
         del request
@@ -303,11 +320,14 @@ class Routes:
     async def _sleep(self, request: web.Request) -> web.Response:
         level = int(request.query.get("level", "1"))
         self.engine.sleep(level)
-        return json_response({"status": "sleeping", "level": level})
+        return self._told({"status": "sleeping", "level": level})
 
     async def _wake_up(self, request: web.Request) -> web.Response:
         self.engine.wake()
-        return json_response({"status": "awake", "tags": request.query.getall("tags", None)})
+        return self._told({"status": "awake", "tags": request.query.getall("tags", None)})
+
+    def _told(self, what: Mapping[str, object]) -> web.Response:
+        return json_response(what) if self.model.dialect.tells_sleep else web.Response()
 
     async def _is_paused(self, request: web.Request) -> web.Response:
         del request
@@ -333,7 +353,3 @@ async def _as_uvicorn(request: web.Request, response: web.StreamResponse) -> Non
     response.headers["Server"] = "uvicorn"
     if response.headers.get("Content-Type", "").startswith(_NO_TYPE):
         del response.headers["Content-Type"]
-
-
-def _bad_input(message: str) -> web.Response:
-    return error_response(400, "InvalidUserInput", sanitized(message))

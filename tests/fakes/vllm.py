@@ -1,4 +1,4 @@
-"""A server that answers as vLLM 0.32 does, in this process or as one of its own.
+"""A server that answers as one version of vLLM does, in this process or as one of its own.
 
 The trap guarded against is a fake with its own idea of dying. A stop and a kill are told apart, the port is bound
 long before it listens, adapters live exactly as long as one life of the server, and no connection outlives it.
@@ -20,6 +20,7 @@ from typing import Self
 from aiohttp import web
 from msgspec import Struct
 
+from tests.fakes.dialect import Dialect
 from tests.fakes.engine import FakeEngine
 from tests.fakes.listening import Listening, bind_tcp, bind_unix, tls_context
 from tests.fakes.overrides import Answer, canned, hang, hang_up
@@ -222,12 +223,14 @@ class FakeVllm:
 
     def _new_life(self) -> Routes:
         config = self.config
+        dialect = Dialect(config.version)
         engine = FakeEngine(
             max_rank=config.max_lora_rank,
             max_cpu_loras=config.max_cpu_loras,
             enable_lora=config.enable_lora,
             gpu=config.gpu,
             check_files=config.check_files,
+            dialect=dialect,
         )
         engine.load_delay = config.load_delay
         engine.deadly = frozenset(config.deadly)
@@ -238,7 +241,7 @@ class FakeVllm:
             root=config.model,
             max_model_len=config.max_model_len,
             max_loras=config.max_loras,
-            version=config.version,
+            dialect=dialect,
             api_keys=config.api_key,
         )
         if config.rust:

@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from lora_sidecar.engines.http import Reply
 from tests.fakes.adapters import AdapterRefusedError
+from tests.fakes.dialect import Dialect
 from tests.fakes.engine import DEAD, EngineDeadError, FakeEngine
 from tests.fakes.requests import detail_response, error_response, load_request
 from tests.fakes.routes import Routes, ServedModel
@@ -28,6 +29,7 @@ NOBODY = cast("web.Request", None)
 LOAD = "/v1/load_lora_adapter"
 UNLOAD = "/v1/unload_lora_adapter"
 _WATCHDOG = 5.0
+DIALECT = Dialect("0.32.0")
 
 
 class Shelf:
@@ -45,7 +47,7 @@ class _Engine(FakeEngine):
     """The fake's engine, reading from the shelf."""
 
     def __init__(self, shelf: Shelf, *, gpu: bool) -> None:
-        super().__init__(max_rank=16, max_cpu_loras=64, enable_lora=True, gpu=gpu, check_files=True)
+        super().__init__(max_rank=16, max_cpu_loras=64, enable_lora=True, gpu=gpu, check_files=True, dialect=DIALECT)
         self._shelf = shelf
 
     async def _read(self, path: str) -> None:
@@ -186,7 +188,7 @@ class Server:
             return
         self.starting = True
         self._lives += 1
-        model = ServedModel((self.start_with.base,), "/models/tiny", 512, 4, "0.32.0", ())
+        model = ServedModel((self.start_with.base,), "/models/tiny", 512, 4, DIALECT, ())
         engine = _Engine(self.shelf, gpu=True)
         engine.load_delay = self.load_seconds
         began = self._birth()
