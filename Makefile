@@ -8,11 +8,16 @@
 # make check-kubernetes  what config/kubernetes renders to, held against the schemas (needs kubectl)
 # make check-image       builds the image without a registry and runs it (`make image-tools` installs what it needs on Debian)
 # make mutation    changes the core in thousands of places, one at a time: does a test fail?
-# make test-vllm   the tests against a real vLLM on the CPU (installs it once, about 3.5 GB)
+# make test-vllm   the tests against a real vLLM on the CPU (installs it once, 3 GB): VLLM=0.24.0 for another version
+# make matrix      the same for each version that has a lock (hours, 3 GB to 7 GB each): VERSIONS="0.12.0 0.24.0" for some
+# make record      writes down anew what a real vLLM answers: VLLM=0.24.0 for another version
 
 PYTHON ?= python3
 VENV ?= .venv
-VLLM_ENV ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lora-sidecar/vllm-0.32.0
+# The newest that has a lock.
+VLLM ?= $(shell printf '%s\n' locks/vllm-*.txt | sed 's/.*vllm-//; s/\.txt//' | sort -V | tail -1)
+VLLM_ENVS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lora-sidecar
+VLLM_ENV ?= $(VLLM_ENVS)/vllm-$(VLLM)
 # More than there are cores: many tests wait for a process or a deadline.
 WORKERS ?= 4
 SEEDS ?= 2000
@@ -28,7 +33,7 @@ PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 export PYTHONDONTWRITEBYTECODE = 1
 
 .PHONY: demo test simulate soak lint types contracts tests coverage negative-controls check-ops ops-tools \
-    check-kubernetes check-image image-tools test-vllm mutation bench bench-vllm plots vllm-env lock image clean
+    check-kubernetes check-image image-tools test-vllm record matrix mutation bench bench-vllm plots vllm-env lock image clean
 
 demo: $(VENV)/.runtime
 	@$(VENV)/bin/python -m tests.fakes.demo
@@ -90,6 +95,13 @@ test-vllm: $(VENV)/.dev vllm-env
 	LORA_SIDECAR_VLLM_PYTHON=$(VLLM_ENV)/bin/python $(VENV)/bin/python -m pytest $(REAL) tests/contract
 	LORA_SIDECAR_VLLM_PYTHON=$(VLLM_ENV)/bin/python $(VENV)/bin/python -m pytest $(REAL) tests/e2e -s
 
+record: $(VENV)/.dev vllm-env
+	LORA_SIDECAR_VLLM_PYTHON=$(VLLM_ENV)/bin/python $(VENV)/bin/python -m pytest $(REAL) tests/contract --record
+
+# The environments are kept, so a second run begins with the tests.
+matrix: $(VENV)/.dev
+	PYTHON=$(PYTHON) $(VENV)/bin/python -m tests.matrix --environments $(VLLM_ENVS) $(VERSIONS)
+
 # What was decided is kept in mutants/, so it goes on where it was stopped; one module: make mutation ONLY='lora_sidecar.reconcile.due.*'
 mutation: $(VENV)/.mutation
 	PATH="$(abspath $(VENV)/bin):$$PATH" $(VENV)/bin/python -m tests.meta.mutants.mutation run --max-children $(WORKERS) $(if $(ONLY),'$(ONLY)')
@@ -107,7 +119,7 @@ plots: $(VENV)/.bench
 	$(VENV)/bin/python -m benchmarks.plots
 
 vllm-env:
-	PYTHON=$(PYTHON) bash scripts/vllm-env.sh $(VLLM_ENV)
+	PYTHON=$(PYTHON) bash scripts/vllm-env.sh $(VLLM) $(VLLM_ENV)
 
 # The environment of the product alone, and on top of it that of its tests; both from lock files with hashes.
 # A lock is complete, so nothing is resolved: what a package asks for besides would depend on the day.

@@ -8,9 +8,10 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from tests.contract.transcript import version_key
 from tests.e2e.conftest import PATIENCE, NewSidecar, answers, until_listed
 from tests.support.http_client import Api
-from tests.support.servers import RunningServer
+from tests.support.servers import RunningServer, real_version
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -27,7 +28,8 @@ async def test_port_answers_as_the_server_itself(
 ) -> None:
     """Loads, refusals and unloads through the control port and past it: the same status, text and content type.
 
-    What is refused by preflight is not sent, and has the status and the sentence that the server would have given it.
+    What is refused by preflight is not sent, and has the sentence that the server would have given it. Its status and
+    type are those of vLLM since 0.18, as is the sentence of a name that is loaded those since 0.15.
     """
     sidecar = new_sidecar(vllm.url)
     await sidecar.start()
@@ -48,18 +50,30 @@ async def test_port_answers_as_the_server_itself(
             assert (through.status, through.text) == (past.status, past.text)
             continue
         told, original = through.json()["error"], past.json()["error"]
-        assert {**told, "message": ""} == {**original, "message": ""}
-        # vLLM 0.32 names no path in its answers.
-        sentence = re.sub("/[^ ']+", "<path>", told["message"].removeprefix(UNSENT))
-        unsent[folder.name] = sentence in original["message"]
+        assert told.keys() == original.keys()
+        assert told["code"] == through.status
+        if past.status != 400:
+            assert {**told, "message": ""} == {**original, "message": ""}
+        # vLLM since 0.26 names no path in its answers.
+        sentence, said = (re.sub("/[^ ']+", "<path>", each["message"]) for each in (told, original))
+        unsent[folder.name] = sentence.removeprefix(UNSENT) in said
     # The server names missing settings in any order, and says of a config that is a list what Python says of it.
-    assert {name for name, verbatim in unsent.items() if not verbatim} <= {"without_r_and_alpha", "config_a_list"}
+    otherwise = {"without_r_and_alpha", "config_a_list"}
+    release = version_key(real_version() or "")
+    if release < (0, 28):
+        otherwise.add("rank_zero")
+    if release < (0, 11, 1):
+        otherwise |= {"bias", "dora_and_rank"}
+    assert {name for name, verbatim in unsent.items() if not verbatim} <= otherwise
     assert len(unsent) > len(folders) / 2
     assert (await control.load("kept", adapters[0])).status == 200
     for path, body in (("load", {"lora_name": "kept", "lora_path": "/other"}), ("unload", {"lora_name": "nobody"})):
         through = await control.ask("POST", f"/v1/{path}_lora_adapter", body=body)
         past = await api.ask("POST", f"/v1/{path}_lora_adapter", body=body)
-        assert (through.status, through.text) == (past.status, past.text)
+        assert through.status == past.status
+        told, original = through.json()["error"], past.json()["error"]
+        assert {**told, "message": ""} == {**original, "message": ""}
+        assert told["message"].startswith(original["message"])
     kept = (await control.get("/v1/adapters")).json()["adapters"]
     assert [(one["name"], one["origin"], one["state"]) for one in kept] == [("kept", "requested", "listed")]
 
