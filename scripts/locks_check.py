@@ -4,11 +4,12 @@ An environment that pip completes from the index depends on the day, and on the 
 
 * whether all that a locked release requires is locked, its extras too, under each supported Python. The locked releases
   say so themselves; nobody is asked for the newest;
-* whether the Makefile's own rules make the environments out of the locked files and nothing else: while they run there
-  is no index, once with the pip that comes with this Python and once with the newest.
+* whether pip makes of each lock just what it locks, wheels ready to be unpacked, out of the locked files and without an
+  index: the pip that comes with this Python, and the newest. To unpack them proves no more, and to delete the tens of
+  thousands of files again takes minutes on some disks; `make test` on a fresh clone does unpack them.
 
-The locks of vLLM, which another script installs, are large: what they lock is looked at and not installed, and torch is
-taken for a build for the CPU that requires nothing.
+The locks of vLLM, which another script installs, are large: what they lock is asked and no more, and torch is taken for
+a build for the CPU that requires nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from typing import Any
 from msgspec import Struct
 from packaging.dependency_groups import resolve_dependency_groups
 from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
+from packaging.utils import canonicalize_name, parse_wheel_filename
+from packaging.version import Version
 
 from scripts.locks import LockError, Markers, Pin, Release, lacking, markers_of, pinned, read_left_out, read_pins
 
@@ -40,25 +42,25 @@ VLLM_PYTHONS = ("3.11", "3.12", "3.13")
 # A marker may tell the first releases of a Python from the later ones.
 PATCHES = ("0", "99")
 WORKERS = 2
-# What comes as source alone is built with what is there: else pip takes the newest to build it with.
-AS_LOCKED = ("--no-deps", "--no-build-isolation")
+# What has no wheel is built, with what its author chose and no lock may have. For one that is setuptools, which is
+# locked: without isolation it is built with that, and not with the newest.
+AS_LOCKED = ("--no-deps", "--only-binary", ":all:", "--no-binary", "forbiddenfruit", "--no-build-isolation")
 
 
 class Environment(Struct, frozen=True):
-    """One that the Makefile makes: its locks, in their order, and what of pyproject.toml they are made for."""
+    """One that the Makefile makes: its locks, in their order, and the groups in pyproject.toml that they are for."""
 
-    stamp: str
     locks: tuple[str, ...]
     groups: tuple[str, ...]
 
 
 _BASE = ("runtime", "build", "dev")
 ENVIRONMENTS = (
-    Environment(".runtime", ("runtime",), ()),
-    Environment(".dev", _BASE, ("build", "dev")),
-    Environment(".bench", (*_BASE, "bench"), ("bench",)),
-    Environment(".kubernetes", (*_BASE, "kubernetes"), ("kubernetes",)),
-    Environment(".mutation", (*_BASE, "mutation"), ("mutation",)),
+    Environment(("runtime",), ()),
+    Environment(_BASE, ("build", "dev")),
+    Environment((*_BASE, "bench"), ("bench",)),
+    Environment((*_BASE, "kubernetes"), ("kubernetes",)),
+    Environment((*_BASE, "mutation"), ("mutation",)),
 )
 
 
@@ -73,9 +75,10 @@ class Pip:
         self.environment = environment
         self._folder = folder
 
-    def __call__(self, *arguments: str | Path) -> str:
+    def __call__(self, *arguments: str | Path, **variables: str) -> str:
         """Run it; what it printed."""
-        return _run(self.environment / "bin/python", "-m", "pip", "--disable-pip-version-check", *arguments)
+        command = (self.environment / "bin/python", "-m", "pip", "--disable-pip-version-check", *arguments)
+        return _run(*command, **variables)
 
     @property
     def version(self) -> str:
@@ -98,9 +101,13 @@ class Pip:
         with tempfile.TemporaryDirectory(dir=self._folder) as folder:
             self("download", "--dest", files, *AS_LOCKED, "-r", _list(pins, folder))
 
-    def installed(self) -> dict[str, str]:
-        """The versions of what its environment holds, by name."""
-        return {canonicalize_name(one["name"]): one["version"] for one in json.loads(self("list", "--format", "json"))}
+    def wheels(self, lock: Path, files: Path) -> dict[str, Version]:
+        """What it makes of a lock and a folder of files, and nothing else: the versions, by name."""
+        offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(files), "PIP_CONFIG_FILE": os.devnull}
+        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+            self("wheel", "--wheel-dir", folder, "--require-hashes", *AS_LOCKED, "-r", lock, **offline)
+            made = [parse_wheel_filename(file.name) for file in Path(folder).iterdir()]
+        return {name: version for name, version, _, _ in made}
 
 
 def _list(pins: Iterable[Pin], folder: str) -> Path:
@@ -120,19 +127,18 @@ class Project(Struct, frozen=True):
 
     root: Path
 
+    def lock(self, name: str) -> Path:
+        """The file of a lock."""
+        return self.root / "locks" / f"{name}.txt"
+
     def pins(self, lock: str) -> list[Pin]:
         """What a lock pins. Raises `LockError`."""
-        return read_pins((self.root / "locks" / f"{lock}.txt").read_text())
+        return read_pins(self.lock(lock).read_text())
 
     def wanted(self, environment: Environment) -> list[Requirement]:
         """What pyproject.toml says that an environment is for: each is for the project itself too."""
         groups = resolve_dependency_groups(self._read()["dependency-groups"], *environment.groups)
         return [Requirement(line) for line in (*self._read()["project"]["dependencies"], *groups)]
-
-    def itself(self) -> dict[str, str]:
-        """Its own version, by its name."""
-        project = self._read()["project"]
-        return {project["name"]: project["version"]}
 
     def _read(self) -> dict[str, Any]:
         return tomllib.loads((self.root / "pyproject.toml").read_text())
@@ -158,7 +164,8 @@ def _check(project: Project, folder: Path) -> Iterator[str]:
         for pip in (own, newest):
             _run(sys.executable, "-m", "venv", pip.environment)
         newest("install", "--upgrade", "pip")
-        newest("install", *AS_LOCKED, "-r", project.root / "locks/build.txt")
+        for pip in (own, newest):
+            pip("install", *AS_LOCKED, "-r", project.lock("build"))
     files = folder / "files"
     # The largest first: they are done side by side.
     looks = [
@@ -169,8 +176,8 @@ def _check(project: Project, folder: Path) -> Iterator[str]:
         for found in [pool.submit(look) for look in looks]:
             yield from found.result()
     for pip in (own, newest):
-        with _step(f"install from all locks with pip {pip.version} and no index"):
-            _install(project, pip, files)
+        with _step(f"make the wheels of all locks with pip {pip.version} and no index"):
+            yield from _made_otherwise(project, pip, files)
 
 
 def requirements(project: Project, pip: Pip, files: Path, python: str) -> list[str]:
@@ -206,8 +213,7 @@ def _requirements_of_vllm(lock: Path, pip: Pip) -> list[str]:
     # Its files are the largest by far, and for which processor an index has it differs.
     torch = pins.pop("torch")
     with _step(f"ask {len(pins)} releases of {lock.name} what they require"):
-        # Nothing must be built from source: with what, no lock says.
-        releases = pip.releases(pins.values(), HERE, "--only-binary", ":all:")
+        releases = pip.releases(pins.values(), HERE)
     releases["torch"] = Release("torch", f"{torch.version}+cpu")
     return [
         f"{lock.stem}, Python {python}: {line}"
@@ -217,27 +223,19 @@ def _requirements_of_vllm(lock: Path, pip: Pip) -> list[str]:
     ]
 
 
-def _install(project: Project, pip: Pip, files: Path) -> None:
-    """Have make install all locks from a folder. Raises `CheckFailedError` where it does not, or something else."""
-    offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(files), "PIP_CONFIG_FILE": os.devnull, "PIP_NO_COMPILE": "1"}
-    stamps = [f"{pip.environment}/{environment.stamp}" for environment in ENVIRONMENTS]
-    make = ("make", "-C", project.root, f"VENV={pip.environment}", f"PYTHON={sys.executable}")
-    _run(*make, *stamps, more=offline)
-    pip("check")
+def _made_otherwise(project: Project, pip: Pip, files: Path) -> Iterator[str]:
+    """What a pip makes of a lock besides what it locks for this Python, or instead."""
     here = [markers_of("{}.{}.{}".format(*sys.version_info[:3]))]
-    locked = pinned((pin for one in ENVIRONMENTS for name in one.locks for pin in project.pins(name)), here)
-    expected = {pin.name: pin.version for pin in locked} | {"pip": pip.version} | project.itself()
-    if (installed := pip.installed()) != expected:
-        differing = sorted(dict(installed.items() ^ expected.items()))
-        raise CheckFailedError(f"pip {pip.version} installed something else than is locked: {', '.join(differing)}")
+    for name in sorted({name for environment in ENVIRONMENTS for name in environment.locks}):
+        locked = {pin.name: Version(pin.version) for pin in pinned(project.pins(name), here)}
+        if (made := pip.wheels(project.lock(name), files)) != locked:
+            differing = sorted(dict(made.items() ^ locked.items()))
+            yield f"{name}: pip {pip.version} makes something else of it than it locks: {', '.join(differing)}"
 
 
-def _run(*command: str | Path, more: Mapping[str, str] | None = None) -> str:
-    """Run a program; what it printed. Raises `CheckFailedError` where it fails."""
-    # `make locks-check VENV=…` is not meant for the make that is started here.
-    inherited = {name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "MFLAGS"}}
-    variables = {**inherited, **(more or {})}
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+def _run(*command: str | Path, **variables: str) -> str:
+    """Run a program, with these variables besides; what it printed. Raises `CheckFailedError` where it fails."""
+    done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, check=False)
     if done.returncode:
         raise CheckFailedError(f"{' '.join(map(str, command))}: exit {done.returncode}\n{done.stdout}{done.stderr}")
     return done.stdout

@@ -224,3 +224,7 @@ def _free_port() -> int:
             probe.bind(("127.0.0.1", port))
             return port
     raise DemoError("no port from 8000 to 8999 is free")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

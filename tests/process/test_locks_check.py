@@ -67,6 +67,11 @@ class Index:
         files = self._scratch / "files"
         return requirements(Project(self.root), Pip(Path(sys.prefix), self._scratch), files, HERE)
 
+    def made(self) -> list[str]:
+        """What the pip of these tests makes of the runtime's lock and the index."""
+        made = Pip(Path(sys.prefix), self._scratch).wheels(Project(self.root).lock("runtime"), self.wheels)
+        return sorted(f"{name}-{version}" for name, version in made.items())
+
     def downloaded(self) -> list[str]:
         """What the check laid ready to be installed."""
         return sorted(file.name.removesuffix("-py3-none-any.whl") for file in (self._scratch / "files").iterdir())
@@ -115,4 +120,5 @@ def test_index_a_month_later(index: Index) -> None:
         index.offer(name, "2.0")
     assert index.lacking() == []
     assert index.downloaded() == ["alpha-1.0", "beta-1.0", "delta-1.0", "gamma-1.0"]
+    assert index.made() == ["alpha-1.0", "beta-1.0", "gamma-1.0"]
     assert index.installed() == ["alpha-1.0", "beta-1.0", "gamma-1.0"]
